@@ -1,0 +1,375 @@
+"""`SynergyGym/ClusterRouting-v0`: which engine gets the request that has just arrived."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from operator import index
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+
+from synergy_gym.envs.base import Episode, Part, ServingEnv, Split, WorkloadSource
+from synergy_gym.envs.fused import Outcome, router_stepper
+from synergy_gym.envs.rendering import Frame, Gauge
+from synergy_gym.features import (
+    NUM_REQUEST_FEATURES,
+    NUM_ROUTER_FEATURES,
+    ROUTER_SLOTS,
+    RequestField,
+    RouterFeatures,
+    request_vector,
+)
+from synergy_gym.observation import ObservationLayout
+from synergy_gym.policies import EnginePolicy, make_engine_policy
+from synergy_gym.rewards import SLO_MET, PotentialShaping, find_router_potential
+from synergy_gym.scenario import Scenario
+from synergy_gym.seeding import stream
+from synergy_gym.sim.build import build_simulator
+from synergy_gym.sim.points import BATCH, DONE
+from synergy_gym.types import (
+    INFORMATION_CLASSES,
+    NS_PER_S,
+    BoolArray,
+    IntArray,
+    RouterRow,
+)
+
+_EVERYTHING = frozenset(INFORMATION_CLASSES)
+
+
+class ClusterRoutingEnv(ServingEnv):
+    """Routing decisions in front of a cluster of LLM-serving engines.
+
+    ## Description
+
+    A router in front of a cluster of LLM-serving engines. Every arriving request (a client's
+    retry arrives again) is sent to one engine at once and stays there. The router knows its own
+    counts exactly; engine state reaches it as pushed vectors and scraped metrics that are older
+    than the moment, with their age. Each engine batches by its own policy (`engine_policy`).
+
+    A step is one routed request: the request goes to the engine, and time goes on to the next
+    arrival (or to the end). `info["dt_s"]` says how long that was.
+
+    ## Action Space
+
+    `Discrete(engines)`: the engine that gets the request.
+
+    An engine that is down (scenario events) is illegal: routing to it is a `ValueError`, never a
+    silent change. While some engine is down, infos carry `action_mask` (int8, 1 = legal);
+    `action_masks()` returns the mask at any time (bool), as maskable algorithms expect.
+    `synergy_gym.envs.wrappers.RerouteIllegal` is for algorithms without masks.
+
+    ## Observation Space
+
+    `Box(low, 1, (10 + 21 * engines,), float32)`: the request, then one block per engine.
+    `env.unwrapped.observation_layout` maps `request` and `engines` to slices;
+    `obs[layout["engines"]].reshape(engines, 21)` is the table. With `observation="dict"` a `Dict` of
+    `request` (10,), `router` (6 * engines,), `pushed` (7 * engines,) and `scraped` (8 * engines,),
+    engine by engine. share(x, c) = min(x / c, 1), sat(x, c) = x / (x + c).
+
+    | Num | Request                                | Formula                                     |
+    |-----|----------------------------------------|---------------------------------------------|
+    | 0   | prompt tokens                          | sat(x, largest max_num_batched_tokens)      |
+    | 1   | prompt tokens                          | share(x, largest max_model_len)             |
+    | 2   | published expected output              | sat(x, 256), 0 without one                  |
+    | 3   | its session has an engine              | 0 or 1                                      |
+    | 4   | how recently that engine got it        | 60 / (age + 60 s), 0 without one            |
+    | 5   | retries so far                         | sat(x, 1)                                   |
+    | 6   | priority                               | x / (abs(x) + 1), in [-1, 1]                |
+    | 7-9 | TTFT, TPOT, E2E objective of its class | sat(x, 1 s / 50 ms / 10 s), 1 without one   |
+
+    | Num   | Engine                                 | Formula                                   |
+    |-------|----------------------------------------|-------------------------------------------|
+    | 0     | router: is up                          | 0 or 1                                    |
+    | 1     | router: configured weight              | x / largest                               |
+    | 2     | router: last engine of the session     | 0 or 1                                    |
+    | 3     | router: requests in flight             | sat(x, max_num_seqs)                      |
+    | 4     | router: their prompt tokens            | sat(x, KV capacity in tokens)             |
+    | 5     | router: prompt tokens routed since the last push | sat(x, max_num_batched_tokens)  |
+    | 6     | pushed: age of the snapshot            | sat(x, 1 s)                               |
+    | 7, 8  | pushed: running, waiting               | share(x, max_num_seqs), sat(x, max_num_seqs) |
+    | 9     | pushed: used KV blocks                 | share(x, total)                           |
+    | 10    | pushed: tokens still to compute        | sat(x, max_num_batched_tokens)            |
+    | 11    | pushed: mean duration of 10 iterations | sat(x, tightest TPOT objective)           |
+    | 12    | pushed: mean tokens of 10 iterations   | share(x, max_num_batched_tokens)          |
+    | 13    | scraped: age                           | sat(x, 10 s)                              |
+    | 14-16 | scraped: running, waiting, KV          | as pushed                                 |
+    | 17-19 | scraped: mean TTFT, TPOT, E2E of the window | sat(x, tightest objective)           |
+    | 20    | scraped: requests finished in the window | sat(x, max_num_seqs)                    |
+
+    Without a declared objective its time scale is 1 s (TTFT), 50 ms (TPOT) or 10 s (E2E).
+
+    ## Rewards
+
+    1 for every scored request that finished during the step with all SLOs of its class met, so
+    the undiscounted return is the number of SLO-attaining requests. Scored are arrivals in
+    [warm-up, horizon). `info["reward_terms"]` names the parts: `slo_met`, and `shaping` if
+    `shaping=` names a potential Phi: weight * (exp(-beta dt) * Phi(s') - Phi(s)), Phi = 0 at the
+    end, which does not change the optimal policy.
+
+    | `shaping`   | Phi                                                                       |
+    |-------------|---------------------------------------------------------------------------|
+    | `in-flight` | -(requests in flight) / sum of max_num_seqs                               |
+    | `imbalance` | -(largest - smallest in flight / max_num_seqs) over engines that are up   |
+
+    ## Starting State
+
+    An empty cluster at the first arrival. `reset(seed=n)` plays episode n of the scenario: the
+    seed fixes traffic and noise. `reset()` draws a seed of the split.
+    `reset(options={"load": 1.2, "workload": w})` changes the traffic of one episode.
+
+    ## Episode End
+
+    Arrivals stop at the horizon. After the last one the episode runs on until every request has
+    left or passed its last deadline, and is truncated; it never terminates. The last info has
+    `episode_metrics` (what the leaderboard reports) and `log_hash`. The request part of the last
+    observation is zero. An episode without arrivals has one step without effect.
+
+    ## Arguments
+
+    ```python
+    >>> import gymnasium as gym, synergy_gym
+    >>> env = gym.make("SynergyGym/ClusterRouting-v0", scenario="hetero-3", load=0.8)
+    >>> observation, info = env.reset(seed=0)
+
+    ```
+
+    | Parameter         | Type                     | Default       | Description                             |
+    |-------------------|--------------------------|---------------|-----------------------------------------|
+    | `scenario`        | name, path or `Scenario` | `"hetero-3"`  | the cluster and its traffic             |
+    | `load`            | float                    | `1.0`         | multiple of the scenario's arrival rate |
+    | `workload`        | `Workload`, function or None | `None`    | fixed traffic, or a function of (load, seed) |
+    | `engine_policy`   | name, class or instance  | `"vllm-v1"`   | how every engine batches                |
+    | `split`           | str                      | `"train"`     | seeds of `reset()`: train, validation, test |
+    | `observation`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
+    | `shaping`         | str or None              | `None`        | a potential of the table above          |
+    | `shaping_weight`  | float                    | `1.0`         | its factor                              |
+    | `shaping_beta_per_s` | float                 | `0.0`         | its discount rate, 1/s                  |
+    | `backend`         | str                      | `"sim"`       | `"sim"` or `"reference"` (plain Python) |
+    | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
+
+    `snapshot()` and `restore(snapshot)` go back to any moment of the episode.
+
+    ## Version History
+
+    * v0: first version.
+    """  # noqa: E501
+
+    def __init__(
+        self,
+        scenario: str | Path | Scenario = "hetero-3",
+        *,
+        load: float = 1.0,
+        workload: WorkloadSource | None = None,
+        engine_policy: str | EnginePolicy | type[EnginePolicy] = "vllm-v1",
+        split: Split = "train",
+        observation: Literal["flat", "dict"] = "flat",
+        shaping: str | None = None,
+        shaping_weight: float = 1.0,
+        shaping_beta_per_s: float = 0.0,
+        backend: str = "sim",
+        render_mode: str | None = None,
+    ) -> None:
+        self._phi = find_router_potential(shaping) if shaping else None
+        super().__init__(
+            scenario=scenario,
+            load=load,
+            workload=workload,
+            split=split,
+            observation=observation,
+            backend=backend,
+            shaping=PotentialShaping(shaping_weight, shaping_beta_per_s) if shaping else None,
+            render_mode=render_mode,
+        )
+        self.engines = self.scenario.engines
+        self._num = len(self.engines)
+        self._policy_source = engine_policy
+        self._policies = self._fresh_policies()
+        self._can_be_down = any(event.kind == "down" for event in self.scenario.events)
+        self.action_space = spaces.Discrete(self._num)
+        self._features = RouterFeatures(self.engines, self.scenario.slos)
+        self._observe_as(self._features.layout, _dict_parts(self._features.layout, self._num))
+        self._ruled = False
+        self._fused: Callable[[int], Outcome] | None = None
+        self._rows: IntArray = np.zeros((self._num, len(RouterRow)), np.int64)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Route one request; see the class docstring.
+
+        Raises:
+            ValueError: there is no such engine, or it is down.
+            gymnasium.error.ResetNeeded: there is no running episode.
+        """
+        if not self._active:
+            return self._step_inactive()
+        engine = self._checked(action)
+        if self._fused is None:
+            return self._step_apart(engine)
+        point, now_ns, met = self._fused(engine)
+        if point == DONE:
+            self._read(True)
+            reward, info = self._outcome(True)
+            return self._observation(), reward, False, True, info
+        dt_s = (now_ns - self._now_ns) / NS_PER_S
+        reward = float(met - self._met)
+        self._now_ns, self._met = now_ns, met
+        info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
+        observation = self._observation() if self._dict else self._buffer.copy()
+        return observation, reward, False, False, info
+
+    def _step_apart(self, engine: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The step in its parts, for every simulator, policy and option."""
+        self._sim.route(engine)
+        ended = self._advance()
+        self._read(ended)
+        reward, info = self._outcome(ended)
+        if self._can_be_down:
+            self._add_mask(info)
+        if self._human:
+            self.render()
+        return self._observation(), reward, False, ended, info
+
+    def action_masks(self) -> BoolArray:
+        """Which engines are up (all True before the first reset)."""
+        if self._sim is None or not self._can_be_down:
+            return np.ones(self._num, np.bool_)
+        alive: BoolArray = self._rows[:, RouterRow.ALIVE] != 0
+        return alive
+
+    def _checked(self, action: Any) -> int:
+        try:
+            engine = index(action)
+        except TypeError:
+            raise ValueError(
+                f"action {action!r} is no engine; give an integer in 0..{self._num - 1}"
+            ) from None
+        if not 0 <= engine < self._num:
+            raise ValueError(f"action {engine} is no engine; give an integer in 0..{self._num - 1}")
+        if self._can_be_down and not self._rows[engine, RouterRow.ALIVE]:
+            raise ValueError(
+                f"engine {engine} is down at {self._now_ns / NS_PER_S} s; choose one that "
+                'info["action_mask"] allows, or wrap the environment in RerouteIllegal'
+            )
+        return engine
+
+    def _add_mask(self, info: dict[str, Any]) -> None:
+        mask = self.action_masks()
+        if not mask.all():
+            info["action_mask"] = mask.astype(np.int8)
+
+    def _reset_info(self) -> dict[str, Any]:
+        info = super()._reset_info()
+        self._add_mask(info)
+        return info
+
+    def _build(self, episode: Episode) -> Any:
+        self._policies = self._fresh_policies()
+        for i, (policy, spec) in enumerate(zip(self._policies, self.engines, strict=True)):
+            policy.reset(stream(episode.seed, "policy", i), spec, self.scenario.slos)
+        rules = [policy.rule() for policy in self._policies]
+        simulator = build_simulator(
+            self.scenario,
+            load=episode.load,
+            seed=episode.seed,
+            workload=episode.workload,
+            rules=rules,
+            cls=self._simulator_class,
+        )
+        self._ruled = None not in rules
+        self._bind(simulator)
+        return simulator
+
+    def _bind(self, simulator: Any) -> None:
+        plain = self._shaping is None and not self._human and not self._can_be_down
+        scale = self._features.scale
+        usable = plain and self._ruled
+        self._fused = router_stepper(simulator, scale, self._buffer) if usable else None
+
+    def _fresh_policies(self) -> list[EnginePolicy]:
+        return [copy.deepcopy(make_engine_policy(self._policy_source)) for _ in self.engines]
+
+    def _advance(self) -> bool:
+        sim = self._sim
+        point = sim.advance()
+        while point == BATCH:
+            engine = sim.point_engine
+            policy = self._policies[engine]
+            step = sim.last_step(engine)
+            if step is not None:
+                policy.observe(step)
+            sim.batch(policy.decide(sim.engine_view(engine)))
+            point = sim.advance()
+        return bool(point == DONE)
+
+    def _read(self, ended: bool) -> None:
+        sim = self._sim
+        if ended:
+            self._rows = sim.router_rows()
+            self._features.write(self._rows, _no_request(sim.now_ns), self._buffer)
+            self._buffer[:NUM_REQUEST_FEATURES] = 0.0
+            return
+        cluster = sim.cluster_view(self.np_random, _EVERYTHING)
+        self._rows = cluster.rows
+        vector = request_vector(sim.request_view(), cluster)
+        self._features.write(self._rows, vector, self._buffer)
+
+    def _potential(self) -> float:
+        return self._phi(self._rows, self.engines) if self._phi is not None else 0.0
+
+    def _save(self) -> Any:
+        return self._rows.copy(), copy.deepcopy(self._policies), self._ruled
+
+    def _restore_extra(self, extra: Any) -> None:
+        self._rows, self._policies, self._ruled = copy.deepcopy(extra)
+        self._bind(self._sim)
+
+    def _frame(self) -> Frame:
+        rows = self._sim.router_rows()
+        gauges = tuple(
+            _engine_gauge(spec.name, row, self._now_ns)
+            for spec, row in zip(self.engines, rows.tolist(), strict=True)
+        )
+        in_flight = int(rows[:, RouterRow.IN_FLIGHT].sum())
+        seats = sum(spec.max_num_seqs for spec in self.engines)
+        return Frame(
+            title=f"{self.scenario.name}  load {self._episode.load:g}  seed {self._episode.seed}",
+            facts=(
+                f"t = {self._now_ns / NS_PER_S:.3f} s   in flight {in_flight}   "
+                f"SLOs met {self._met}   bars: KV cache as last pushed"
+            ),
+            gauges=gauges,
+            points={
+                "in flight": in_flight / (in_flight + seats),
+                "KV cache": sum(gauge.value for gauge in gauges) / len(gauges),
+            },
+        )
+
+
+def _engine_gauge(name: str, row: list[int], now_ns: int) -> Gauge:
+    usage = row[RouterRow.PUSH_USED_BLOCKS] / max(row[RouterRow.PUSH_TOTAL_BLOCKS], 1)
+    age_s = (now_ns - row[RouterRow.PUSH_NS]) / NS_PER_S
+    text = (
+        f"{row[RouterRow.IN_FLIGHT]} in flight, {row[RouterRow.PUSH_RUNNING]} running, "
+        f"{row[RouterRow.PUSH_WAITING]} waiting ({age_s:.2f} s ago)"
+    )
+    return Gauge(name, min(max(usage, 0.0), 1.0), text if row[RouterRow.ALIVE] else "down")
+
+
+def _no_request(now_ns: int) -> IntArray:
+    vector = np.zeros(len(RequestField), np.int64)
+    vector[RequestField.NOW_NS] = now_ns
+    vector[[RequestField.SESSION_ENGINE, RequestField.SESSION_AGE_NS]] = -1
+    vector[RequestField.EXPECTED_OUTPUT_MILLITOKENS] = -1
+    return vector
+
+
+def _dict_parts(layout: ObservationLayout, engines: int) -> dict[str, Part]:
+    parts: dict[str, Part] = {"request": layout["request"]}
+    for kind in ("router", "pushed", "scraped"):
+        columns = [i for i, s in enumerate(ROUTER_SLOTS) if s.name.startswith(f"{kind}.")]
+        table = np.arange(engines)[:, None] * NUM_ROUTER_FEATURES + np.array(columns)
+        parts[kind] = (NUM_REQUEST_FEATURES + table).ravel()
+    return parts

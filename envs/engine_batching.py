@@ -1,0 +1,323 @@
+"""`SynergyGym/EngineBatching-v0`: what one engine may take into its next iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+
+from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource
+from synergy_gym.envs.fused import Outcome, engine_stepper
+from synergy_gym.envs.rendering import Frame, Gauge
+from synergy_gym.features import EngineFeatures
+from synergy_gym.rewards import SLO_MET, PotentialShaping, find_engine_potential
+from synergy_gym.scenario import Scenario
+from synergy_gym.sim.build import build_simulator
+from synergy_gym.sim.points import DONE
+from synergy_gym.types import (
+    NS_PER_S,
+    BatchDecision,
+    BoolArray,
+    EngineStateField,
+    EngineView,
+    IntArray,
+)
+
+ORDERS = ("queue", "shortest-prompt", "earliest-deadline")
+"""Order rules of `action="full"`, by action value."""
+ACTIONS = ("limits", "full")
+_NO_DEADLINE_NS = 1 << 62
+_NAMES = ("token budget", "max running", "chunk cap", "order rule")
+
+
+class EngineBatchingEnv(ServingEnv):
+    """Batching decisions of one LLM-serving engine.
+
+    ## Description
+
+    One LLM-serving engine with continuous batching (vLLM's V1 scheduler). Before every iteration
+    the agent says how many tokens the iteration may take and how many requests may run. Large
+    iterations serve prompts sooner (time to first token), small ones keep the running
+    conversations smooth (time per output token); memory for the KV cache is limited, and admitting
+    too much ends in preemptions.
+
+    A step is one iteration: its tokens are computed, requests that finished leave, and time goes
+    on to the start of the next iteration. Time without work is skipped inside `step()`.
+    Iterations last different times; `info["dt_s"]` says how long.
+
+    ## Action Space
+
+    `MultiDiscrete([max_num_batched_tokens, max_num_seqs])`, and with `action="full"`
+    `MultiDiscrete([max_num_batched_tokens, max_num_seqs, max_num_batched_tokens + 1, 3])`:
+
+    | Num | Meaning                                              | Value a stands for                        |
+    |-----|------------------------------------------------------|-------------------------------------------|
+    | 0   | token budget of the iteration                        | a + 1 tokens                              |
+    | 1   | admission cap: none is admitted while this many run  | a + 1 requests                            |
+    | 2   | chunk cap: most prompt tokens of one request         | a tokens, 0: no cap                       |
+    | 3   | order of the waiting queue                           | 0 as it is, 1 shortest prompt, 2 earliest deadline |
+
+    Every value is legal: `action_masks()` is all True, and infos carry no mask. A budget below the
+    number of decodes serves the head of the running list. The cap never evicts. The chunk cap
+    applies while more than one request is in the engine. An order rule sorts the waiting queue
+    (stable, and it stays sorted); the deadline is arrival + the class's TTFT objective, classes
+    without one come last. An engine with priority scheduling keeps its own order. Anything outside the space is a `ValueError`.
+
+    ## Observation Space
+
+    `Box(0, 1, (17,), float32)`; with `observation="dict"` a `Dict` of the four groups.
+    `env.unwrapped.observation_layout` maps the groups to slices of the flat form.
+    share(x, c) = min(x / c, 1), sat(x, c) = x / (x + c).
+
+    | Num | Group     | Observation                                   | Formula                               |
+    |-----|-----------|-----------------------------------------------|---------------------------------------|
+    | 0   | running   | running requests                              | share(x, max_num_seqs)                |
+    | 1   | running   | of these, decodes                             | share(x, max_num_seqs)                |
+    | 2   | running   | prompt tokens that running requests still need| sat(x, max_num_batched_tokens)        |
+    | 3   | running   | KV tokens of the decodes                      | sat(x, KV capacity in tokens)         |
+    | 4   | running   | KV tokens per decode                          | share(x, max_model_len)               |
+    | 5   | waiting   | waiting requests                              | sat(x, max_num_seqs)                  |
+    | 6   | waiting   | their tokens                                  | sat(x, max_num_batched_tokens)        |
+    | 7   | waiting   | tokens per waiting request                    | share(x, max_model_len)               |
+    | 8   | waiting   | age of the head of the queue                  | sat(x, tightest TTFT objective, else 1 s) |
+    | 9   | kv        | free KV blocks                                | share(x, KV blocks now)               |
+    | 10  | kv        | KV blocks now (events can take some)          | share(x, KV blocks configured)        |
+    | 11  | last_step | duration of the last iteration                | sat(x, tightest TPOT objective, else 50 ms) |
+    | 12  | last_step | its requests                                  | share(x, max_num_seqs)                |
+    | 13  | last_step | its tokens                                    | share(x, max_num_batched_tokens)      |
+    | 14  | last_step | its decodes                                   | share(x, max_num_seqs)                |
+    | 15  | last_step | its preemptions                               | sat(x, 8)                             |
+    | 16  | last_step | its token budget                              | share(x, max_num_batched_tokens)      |
+
+    ## Rewards
+
+    1 for every scored request that finished during the step with all SLOs of its class met, so
+    the undiscounted return is the number of SLO-attaining requests. Scored are arrivals in
+    [warm-up, horizon). `info["reward_terms"]` names the parts: `slo_met`, and `shaping` if
+    `shaping=` names a potential Phi: weight * (exp(-beta dt) * Phi(s') - Phi(s)), Phi = 0 at the
+    end, which does not change the optimal policy.
+
+    | `shaping` | Phi                                                              |
+    |-----------|------------------------------------------------------------------|
+    | `waiting` | -(waiting requests) / max_num_seqs                               |
+    | `backlog` | -(prompt tokens to compute or waiting) / max_num_batched_tokens  |
+
+    ## Starting State
+
+    An empty engine at the first arrival. `reset(seed=n)` plays episode n of the scenario: the
+    seed fixes traffic and noise. `reset()` draws a seed of the split.
+    `reset(options={"load": 1.2, "workload": w})` changes the traffic of one episode.
+
+    ## Episode End
+
+    Arrivals stop at the horizon. The episode is truncated when every request has left or passed
+    its last deadline; it never terminates. The last info has `episode_metrics` (what the
+    leaderboard reports) and `log_hash` (equal hashes: equal decisions in equal traffic). An episode
+    in which no iteration can be planned (no request, or all rejected) has one step without
+    effect.
+
+    ## Arguments
+
+    ```python
+    >>> import gymnasium as gym, synergy_gym
+    >>> env = gym.make("SynergyGym/EngineBatching-v0", scenario="chat-h100", load=0.8)
+    >>> observation, info = env.reset(seed=0)
+
+    ```
+
+    | Parameter         | Type                     | Default       | Description                             |
+    |-------------------|--------------------------|---------------|-----------------------------------------|
+    | `scenario`        | name, path or `Scenario` | `"chat-h100"` | must have one engine                    |
+    | `load`            | float                    | `1.0`         | multiple of the scenario's arrival rate |
+    | `workload`        | `Workload`, function or None | `None`    | fixed traffic, or a function of (load, seed) |
+    | `split`           | str                      | `"train"`     | seeds of `reset()`: train, validation, test |
+    | `action`          | str                      | `"limits"`    | `"limits"` or `"full"`                  |
+    | `observation`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
+    | `shaping`         | str or None              | `None`        | a potential of the table above          |
+    | `shaping_weight`  | float                    | `1.0`         | its factor                              |
+    | `shaping_beta_per_s` | float                 | `0.0`         | its discount rate, 1/s                  |
+    | `backend`         | str                      | `"sim"`       | `"sim"` or `"reference"` (plain Python) |
+    | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
+
+    `snapshot()` and `restore(snapshot)` go back to any moment of the episode.
+
+    ## Version History
+
+    * v0: first version.
+    """  # noqa: E501
+
+    def __init__(
+        self,
+        scenario: str | Path | Scenario = "chat-h100",
+        *,
+        load: float = 1.0,
+        workload: WorkloadSource | None = None,
+        split: Split = "train",
+        action: Literal["limits", "full"] = "limits",
+        observation: Literal["flat", "dict"] = "flat",
+        shaping: str | None = None,
+        shaping_weight: float = 1.0,
+        shaping_beta_per_s: float = 0.0,
+        backend: str = "sim",
+        render_mode: str | None = None,
+    ) -> None:
+        self._phi = find_engine_potential(shaping) if shaping else None
+        super().__init__(
+            scenario=scenario,
+            load=load,
+            workload=workload,
+            split=split,
+            observation=observation,
+            backend=backend,
+            shaping=PotentialShaping(shaping_weight, shaping_beta_per_s) if shaping else None,
+            render_mode=render_mode,
+        )
+        if len(self.scenario.engines) != 1:
+            raise ValueError(
+                f"scenario {self.scenario.name!r} has {len(self.scenario.engines)} engines; "
+                "EngineBatching needs one (use SynergyGym/ClusterRouting-v0 for a cluster)"
+            )
+        if action not in ACTIONS:
+            raise ValueError(f"action={action!r} is unknown; choose one of {list(ACTIONS)}")
+        spec = self.scenario.engines[0]
+        self.engine = spec
+        self._full = action == "full"
+        self._budgets, self._caps = spec.max_num_batched_tokens, spec.max_num_seqs
+        sizes = [self._budgets, self._caps]
+        self._sizes = [*sizes, self._budgets + 1, len(ORDERS)] if self._full else sizes
+        self.action_space = spaces.MultiDiscrete(self._sizes)
+        self._features = EngineFeatures(spec, self.scenario.slos)
+        self._observe_as(self._features.layout, self._features.layout)
+        self._fused: Callable[[int, int], Outcome] | None = None
+        self._state: IntArray = np.zeros(len(EngineStateField), np.int64)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Run one iteration; see the class docstring.
+
+        Raises:
+            ValueError: the action lies outside the action space.
+            gymnasium.error.ResetNeeded: there is no running episode.
+        """
+        if not self._active:
+            return self._step_inactive()
+        values = action.tolist() if type(action) is np.ndarray else np.asarray(action).tolist()
+        self._check(values)
+        if self._fused is None:
+            return self._step_apart(values)
+        point, now_ns, met = self._fused(values[0] + 1, values[1] + 1)
+        observation = self._observation() if self._dict else self._buffer.copy()
+        if point == DONE:
+            reward, info = self._outcome(True)
+            return observation, reward, False, True, info
+        dt_s = (now_ns - self._now_ns) / NS_PER_S
+        reward = float(met - self._met)
+        self._now_ns, self._met = now_ns, met
+        info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
+        return observation, reward, False, False, info
+
+    def _step_apart(self, values: list[int]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The step in its parts, for every simulator and every option."""
+        self._sim.batch(self._decision(values))
+        ended = self._advance()
+        self._read(ended)
+        reward, info = self._outcome(ended)
+        if self._human:
+            self.render()
+        return self._observation(), reward, False, ended, info
+
+    def action_masks(self) -> BoolArray:
+        """All True: every action is legal (one entry per value of each dimension)."""
+        return np.ones(sum(self._sizes), np.bool_)
+
+    def _check(self, values: Any) -> None:
+        sizes = self._sizes
+        if type(values) is not list or len(values) != len(sizes):
+            raise ValueError(f"action {values!r} must hold {len(sizes)} integers")
+        for value, size in zip(values, sizes, strict=True):
+            if type(value) is not int or not 0 <= value < size:
+                raise ValueError(self._complaint(values))
+
+    def _decision(self, values: list[int]) -> BatchDecision:
+        if not self._full:
+            return BatchDecision(values[0] + 1, values[1] + 1)
+        rule = "queue" if self.engine.scheduling == "priority" else ORDERS[values[3]]
+        order = waiting_order(rule, self._sim.engine_view(0))
+        return BatchDecision(values[0] + 1, values[1] + 1, values[2], waiting_order=order)
+
+    def _complaint(self, values: list[Any]) -> str:
+        ranges = [f"{name} 0..{size - 1}" for name, size in zip(_NAMES, self._sizes, strict=False)]
+        return f"action {values} is outside {self.action_space}: integers of {', '.join(ranges)}"
+
+    def _build(self, episode: Episode) -> Any:
+        simulator = build_simulator(
+            self.scenario,
+            load=episode.load,
+            seed=episode.seed,
+            workload=episode.workload,
+            auto_route=True,
+            cls=self._simulator_class,
+        )
+        self._bind(simulator)
+        return simulator
+
+    def _bind(self, simulator: Any) -> None:
+        plain = self._shaping is None and not self._full and not self._human
+        scale = self._features.scale
+        self._fused = engine_stepper(simulator, scale, self._buffer) if plain else None
+
+    def _restore_extra(self, extra: Any) -> None:
+        self._bind(self._sim)
+
+    def _advance(self) -> bool:
+        return bool(self._sim.advance() == DONE)
+
+    def _read(self, ended: bool) -> None:
+        self._state = self._sim.engine_state(0)
+        self._features.write(self._state, self._buffer)
+
+    def _potential(self) -> float:
+        return self._phi(self._state, self.engine) if self._phi is not None else 0.0
+
+    def _frame(self) -> Frame:
+        state = dict(zip(EngineStateField, self._sim.engine_state(0).tolist(), strict=True))
+        field = EngineStateField
+        now_s = state[field.NOW_NS] / NS_PER_S
+        step_ms = state[field.LAST_STEP_NS] / 1e6
+        gauges = _gauges(state, self._caps, self._budgets)
+        return Frame(
+            title=f"{self.scenario.name}  load {self._episode.load:g}  seed {self._episode.seed}",
+            facts=f"t = {now_s:.3f} s   last step {step_ms:.2f} ms   SLOs met {self._sim.met()}",
+            gauges=gauges,
+            points={gauge.label: gauge.value for gauge in gauges},
+        )
+
+
+def _gauges(state: dict[EngineStateField, int], seqs: int, tokens: int) -> tuple[Gauge, ...]:
+    field = EngineStateField
+    running, waiting = state[field.RUNNING], state[field.WAITING]
+    total = max(state[field.KV_TOTAL_BLOCKS], 1)
+    used = total - state[field.KV_FREE_BLOCKS]
+    last, budget = state[field.LAST_TOKENS], state[field.LAST_BUDGET]
+    return (
+        Gauge("running", running / seqs, f"{running} of {seqs}, {state[field.DECODES]} decoding"),
+        Gauge("waiting", waiting / (waiting + seqs), f"{waiting} requests"),
+        Gauge("KV cache", min(max(used / total, 0.0), 1.0), f"{used} of {total} blocks"),
+        Gauge("last step", min(last / tokens, 1.0), f"{last} tokens of {budget} allowed"),
+    )
+
+
+def waiting_order(rule: str, view: EngineView) -> IntArray | None:
+    """The waiting queue in the order of a rule of `ORDERS`, as indices; `None` leaves it."""
+    if rule == "queue" or view.num_waiting < 2:
+        return None
+    waiting = view.waiting
+    if rule == "shortest-prompt":
+        return np.argsort(waiting.prompt_tokens, kind="stable")
+    limits = [slo.ttft_s for slo in view.slos]
+    limits_ns = [_NO_DEADLINE_NS if s is None else round(s * NS_PER_S) for s in limits]
+    # Whole nanoseconds: a difference of floats could swap deadlines 1 ns apart.
+    waited_ns = np.rint(waiting.waited_s * NS_PER_S).astype(np.int64)
+    return np.argsort(np.array(limits_ns)[waiting.slo_class] - waited_ns, kind="stable")

@@ -1,0 +1,1 @@
+"""Router policies: which engine gets an arriving request; one file each."""

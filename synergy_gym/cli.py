@@ -1,0 +1,317 @@
+"""The command line: `synergy-gym run | leaderboard | list | traces | calibrate | bench`.
+
+Results go to stdout, progress and errors to stderr. Wrong input is one line that names the
+place, the value and the cure, with exit code 2; set SYNERGY_GYM_DEBUG=1 for the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synergy_gym import cli_tables as tables
+
+if TYPE_CHECKING:
+    from synergy_gym.evaluation.runner import Result
+    from synergy_gym.scenario import Scenario
+    from synergy_gym.workload.base import Workload
+
+ALL = "all"
+DEBUG_VARIABLE = "SYNERGY_GYM_DEBUG"
+
+app = typer.Typer(
+    name="synergy-gym",
+    help="Benchmark gym for LLM-serving schedulers: play policies, rank them, replay the tables.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+traces_app = typer.Typer(help="Public request traces.", no_args_is_help=True)
+app.add_typer(traces_app, name="traces")
+
+
+class Listed(StrEnum):
+    """What `list` can show."""
+
+    SCENARIOS = "scenarios"
+    POLICIES = "policies"
+    SUITES = "suites"
+    ENVS = "envs"
+    TRACES = "traces"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `synergy-gym`; always exits.
+
+    Exit codes: 0 done, 1 an episode failed, 2 wrong input, 130 interrupted.
+    """
+    raise SystemExit(_exit_code(list(arguments) if arguments is not None else None))
+
+
+def _exit_code(arguments: list[str] | None) -> int:
+    debug = bool(os.environ.get(DEBUG_VARIABLE))
+    try:
+        return int(app(args=arguments, prog_name="synergy-gym", standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        tables.error("interrupted; the same leaderboard command goes on where it stopped")
+        return 130
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own usage errors
+            return _usage_error(error)
+        if debug or not _is_input_error(error):
+            raise
+        tables.error(str(error))
+        return 2
+
+
+def _usage_error(error: Any) -> int:
+    message = str(error.format_message())
+    if message:
+        tables.error(message)
+    return int(error.exit_code)
+
+
+def _is_input_error(error: Exception) -> bool:
+    """Errors whose message is written for the person at the keyboard."""
+    from synergy_gym.evaluation.runner import PolicyError
+    from synergy_gym.types import InformationError
+
+    return isinstance(error, (ValueError, OSError, PolicyError, InformationError))
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="Name (see `list scenarios`) or TOML file.")],
+    engine_policy: Annotated[
+        str | None, typer.Option(help="Engine policy, or `all` for every registered one.")
+    ] = None,
+    router_policy: Annotated[
+        str | None, typer.Option(help="Router policy, or `all` for every registered one.")
+    ] = None,
+    load: Annotated[float | None, typer.Option(help="Multiple of the scenario's rate.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of traffic, noise and policies.", min=0)] = 0,
+    trace: Annotated[Path | None, typer.Option(help="Play this trace instead.")] = None,
+    format: Annotated[str | None, typer.Option(help="Layout of the trace.")] = None,
+    rate_scale: Annotated[float, typer.Option(help="Play the trace this much faster.")] = 1.0,
+    limit: Annotated[int | None, typer.Option(help="At most this many requests.")] = None,
+    start: Annotated[float | None, typer.Option(help="Skip the first seconds.")] = None,
+    end: Annotated[float | None, typer.Option(help="Stop at this second of the trace.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write tables and manifest here.")] = None,
+) -> None:
+    """Play one episode per policy and print its figures.
+
+    Without a policy option, every policy of the deciding layer is played: engine policies
+    on a single engine, router policies on a cluster.
+    """
+    from synergy_gym.scenario import load_scenario
+
+    world = load_scenario(scenario)
+    workload = _trace_workload(trace, format, rate_scale, limit, start, end)
+    if workload is not None and load is not None:
+        raise ValueError("--load scales generated traffic; scale a trace with --rate-scale")
+    pairs = _pairs(world, engine_policy, router_policy)
+    results = _play(world, pairs, 1.0 if load is None else load, seed, workload)
+    tables.show(tables.comparison(_title(world, load, trace), results))
+    if len(results) == 1:
+        tables.show(tables.details(results[0][1]))
+    if out is not None:
+        _write_run(out, results)
+
+
+def _title(world: Scenario, load: float | None, trace: Path | None) -> str:
+    traffic = f"load {1.0 if load is None else load:g}" if trace is None else trace.name
+    return f"{world.name}, {traffic} (simulated)"
+
+
+def _trace_workload(
+    trace: Path | None,
+    layout: str | None,
+    rate_scale: float,
+    limit: int | None,
+    start: float | None,
+    end: float | None,
+) -> Workload | None:
+    given = {"--format": layout, "--limit": limit, "--start": start, "--end": end}
+    if trace is None:
+        unused = [name for name, value in given.items() if value is not None]
+        if unused or rate_scale != 1.0:
+            raise ValueError(f"{(unused or ['--rate-scale'])[0]} needs --trace FILE")
+        return None
+    from synergy_gym.workload.traces import load_trace
+
+    if layout is None:
+        raise ValueError(f"--trace {trace} needs --format, one of the layouts of `list traces`")
+    workload = load_trace(
+        trace, layout, rate_scale=rate_scale, limit=limit, start_s=start or 0.0, end_s=end
+    )
+    if not len(workload):
+        raise ValueError(
+            f"{trace}: no requests to play; check the file, or widen --start, --end and --limit"
+        )
+    return workload
+
+
+def _pairs(world: Scenario, engine: str | None, router: str | None) -> list[tuple[str, str]]:
+    """The (engine policy, router policy) pairs that the options ask for."""
+    from synergy_gym.evaluation.suites import DEFAULT_ENGINE, DEFAULT_ROUTER
+    from synergy_gym.policies.registry import engine_policies, router_policies
+
+    single = len(world.engines) == 1
+    if engine is None and router is None:
+        engine, router = (ALL, None) if single else (None, ALL)
+    if single and router == ALL:
+        raise ValueError(
+            f"{world.name} has one engine, so there is nothing to route; drop --router-policy all"
+        )
+    engines = engine_policies() if engine == ALL else [engine or DEFAULT_ENGINE]
+    routers = router_policies() if router == ALL else [router or DEFAULT_ROUTER]
+    return [(e, r) for e in engines for r in routers]
+
+
+def _play(
+    world: Scenario,
+    pairs: list[tuple[str, str]],
+    load: float,
+    seed: int,
+    workload: Workload | None,
+) -> list[tuple[str, Result]]:
+    from synergy_gym.evaluation.runner import evaluate
+
+    results = []
+    with tables.progress() as bar:
+        task = bar.add_task("playing", total=len(pairs))
+        for engine, router in pairs:
+            bar.update(task, description=f"{engine} + {router}")
+            result = evaluate(world, engine, router, load, seed, workload=workload)
+            results.append((f"{engine} + {router}", result))
+            bar.advance(task)
+    return results
+
+
+def _write_run(out: Path, results: list[tuple[str, Result]]) -> None:
+    from synergy_gym.evaluation.manifest import write_json
+
+    for name, result in results:
+        folder = out if len(results) == 1 else out / _slug(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        result.requests.to_csv(
+            folder / "requests.csv", index=False, float_format="%.9f", lineterminator="\n"
+        )
+        write_json(folder / "summary.json", {**result.summary, "log_hash": result.log_hash})
+        write_json(folder / "manifest.json", {**result.manifest, "command": command_line()})
+    tables.note(f"written to {out}")
+
+
+def _slug(name: str) -> str:
+    kept = (c if c.isalnum() or c in "-+.=" else "_" for c in name.replace(" + ", "+"))
+    return "".join(kept)
+
+
+def command_line() -> str:
+    """The command as it was typed, quoted for a shell."""
+    return shlex.join(["synergy-gym", *sys.argv[1:]])
+
+
+@app.command()
+def leaderboard(
+    out: Annotated[Path, typer.Option(help="Folder for tables, plots and manifest.")],
+    suite: Annotated[str, typer.Option(help="quick, engine, router or full.")] = "quick",
+    jobs: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
+) -> None:
+    """Play a suite and rank its policies; an interrupted run goes on where it stopped."""
+    from synergy_gym.evaluation.leaderboard import run_leaderboard
+    from synergy_gym.evaluation.suites import find_suite
+
+    chosen = find_suite(suite)
+    with tables.progress() as bar:
+        task = bar.add_task("loading", total=None)
+
+        def on_progress(done: int, total: int, text: str) -> None:
+            bar.update(task, completed=done, total=total, description=text)
+            if bar.disable and done * 10 // total > (done - 1) * 10 // total:
+                tables.note(f"{done} of {total} episodes")
+
+        report = run_leaderboard(
+            chosen, out, processes=jobs, command=command_line(), on_progress=on_progress
+        )
+    for part, ranked in report.rankings():
+        title = f"{part.track} policies on {', '.join(part.scenarios)} (simulated)"
+        tables.show(tables.ranking_table(title, ranked))
+    tables.note(f"written to {out}")
+    for job, text in report.failures.items():
+        tables.error(f"{job}: {text}")
+    if report.failures:
+        tables.error(f"{len(report.failures)} episodes failed; repeat the command to retry them")
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Listed, typer.Argument(help="What to list.")],
+) -> None:
+    """List scenarios, policies, suites, environments or traces."""
+    makers = {
+        Listed.SCENARIOS: tables.scenarios,
+        Listed.POLICIES: tables.policies,
+        Listed.SUITES: tables.suites,
+        Listed.ENVS: tables.environments,
+        Listed.TRACES: tables.traces,
+    }
+    tables.show(makers[what]())
+
+
+@traces_app.command("list")
+def traces_list() -> None:
+    """List the public traces that `traces download` fetches."""
+    tables.show(tables.traces())
+
+
+@traces_app.command("download")
+def traces_download(
+    names: Annotated[list[str], typer.Argument(help="Names of `traces list`, or `all`.")],
+    out: Annotated[Path | None, typer.Option(help="Folder; a user cache by default.")] = None,
+) -> None:
+    """Fetch traces by URL, check their SHA-256 and print where they are."""
+    from synergy_gym.workload.catalog import download_trace, list_traces
+
+    for name in [t.name for t in list_traces()] if names == [ALL] else names:
+        print(download_trace(name, out))
+
+
+@app.command()
+def calibrate(
+    scenario: Annotated[str, typer.Argument(help="Name or TOML file.")],
+    write: Annotated[bool, typer.Option("--write", help="Put the rate into the file.")] = False,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Repeat for several; default: validation.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Relative width of the search.")] = 0.005,
+) -> None:
+    """Find the rate at which vllm-v1 + round-robin attain 90 %, the scenario's load 1.0."""
+    from synergy_gym.evaluation.capacity import calibrate_rate, write_rate
+    from synergy_gym.scenario import FOLDER
+
+    def progress(rate: float, attainment: float) -> None:
+        tables.note(f"{rate:10.4g} requests/s: attainment {attainment:.4f}")
+
+    found = calibrate_rate(scenario, seeds=seeds or None, tolerance=tolerance, progress=progress)
+    print(f'rate_rps = {found.rate_rps:g}\nrate_source = "{found.source}"')
+    if write:
+        path = Path(scenario) if scenario.endswith(".toml") else FOLDER / f"{scenario}.toml"
+        write_rate(path, found)
+        tables.note(f"written to {path}")
+
+
+@app.command()
+def bench() -> None:
+    """Measure the speed goals, each beside Gymnasium's CartPole where it is the yardstick."""
+    from synergy_gym.evaluation.bench import run_bench
+
+    run_bench()

@@ -1,0 +1,225 @@
+"""One episode of a table: what to play, and the row that it yields."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from synergy_gym.evaluation.runner import EnginePolicySpec, Result, RouterPolicySpec, evaluate
+from synergy_gym.metrics import latencies, scored, select
+
+KEY_COLUMNS = ("suite", "scenario", "load", "seed", "engine_policy", "router_policy")
+SUMMARY_COLUMNS = (
+    "offered",
+    "finished",
+    "rejected",
+    "aborted",
+    "failed",
+    "slo_attainment",
+    "e2e_attainment",
+    "ttft_attainment",
+    "tpot_attainment",
+    "goodput_rps",
+    "throughput_tps",
+    *(f"{name}_p{p}_s" for name in ("ttft", "tpot", "e2e") for p in (50, 90, 99)),
+    "preemptions",
+    "cached_tokens",
+)
+EXTRA_COLUMNS = (
+    "unfinished",
+    "retries",
+    "goodput_tps",
+    "throughput_rps",
+    "total_throughput_tps",
+    "ttft_mean_s",
+    "tpot_mean_s",
+    "e2e_mean_s",
+    "ttft_p95_s",
+    "tpot_p95_s",
+    "e2e_p95_s",
+    "itl_mean_s",
+    "itl_p50_s",
+    "itl_p90_s",
+    "itl_p95_s",
+    "itl_p99_s",
+    "prefix_hit_share",
+    "jain_engines",
+    "jain_classes",
+    "window_s",
+    "duration_s",
+)
+FULL_COLUMNS = (
+    "offered",
+    "finished",
+    "slo_attainment",
+    "throughput_tps",
+    "ttft_p99_s",
+    "e2e_p99_s",
+)
+COLUMNS = (
+    *KEY_COLUMNS,
+    *SUMMARY_COLUMNS,
+    "log_hash",
+    *EXTRA_COLUMNS,
+    *(f"full_{name}" for name in FULL_COLUMNS),
+    "scenario_hash",
+)
+"""Columns of `results.csv`; `full_*` cover the whole run, the others its scored window."""
+
+CDF_EDGES_S = np.geomspace(1e-3, 1e4, 281)
+"""Bin edges of the latency histograms: 40 per decade from 1 ms on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode of a table. Policies are names, or objects when played in this process."""
+
+    suite: str
+    scenario: str
+    load: float
+    seed: int
+    engine_policy: EnginePolicySpec
+    router_policy: RouterPolicySpec
+    horizon_s: float | None = None
+    warmup_s: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, float, int, str, str]:
+        """The values of `KEY_COLUMNS`; rows are sorted by it."""
+        engine, router = label(self.engine_policy), label(self.router_policy)
+        return (self.suite, self.scenario, self.load, self.seed, engine, router)
+
+    def __str__(self) -> str:
+        _, scenario, load, seed, engine, router = self.key
+        return f"{scenario} load {load:g} seed {seed} {engine} + {router}"
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What one job yields: a row of each table, and its latency histograms."""
+
+    row: dict[str, Any]
+    timing: dict[str, Any]
+    histograms: dict[str, list[int]]
+    policies: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Outcome of many jobs."""
+
+    results: dict[Job, JobResult] = field(default_factory=dict)
+    failures: dict[Job, str] = field(default_factory=dict)
+
+
+OnResult = Callable[[Job, JobResult | str], None]
+
+
+def label(policy: Any) -> str:
+    """How a table names a policy: the text that made it, or would make it."""
+    if isinstance(policy, str):
+        return policy
+    made = policy() if isinstance(policy, type) else policy
+    return str(made.label)
+
+
+def run_job(job: Job) -> JobResult:
+    """Play one job.
+
+    Raises:
+        PolicyError, ScenarioError, ValueError: as `evaluate`.
+    """
+    result = evaluate(
+        job.scenario,
+        job.engine_policy,
+        job.router_policy,
+        job.load,
+        job.seed,
+        horizon_s=job.horizon_s,
+        warmup_s=job.warmup_s,
+    )
+    key = dict(zip(KEY_COLUMNS, job.key, strict=True))
+    return JobResult(
+        row={**key, **episode_row(result)},
+        timing={**key, **result.timings},
+        histograms=latency_histograms(result),
+        policies={name: result.manifest[f"{name}_policy"] for name in ("engine", "router")},
+    )
+
+
+def episode_row(result: Result) -> dict[str, Any]:
+    """The columns of `results.csv` that follow the key."""
+    summary = result.summary
+    return {
+        **{name: summary[name] for name in SUMMARY_COLUMNS},
+        "log_hash": result.log_hash,
+        **{name: summary[name] for name in EXTRA_COLUMNS},
+        **{f"full_{name}": summary["full"][name] for name in FULL_COLUMNS},
+        "scenario_hash": result.manifest["scenario_hash"],
+    }
+
+
+def latency_histograms(result: Result) -> dict[str, list[int]]:
+    """Scored finished requests per bin of `CDF_EDGES_S`, one bin below and one above."""
+    records = select(result.records, scored(result.records, *result.window_ns))
+    values = latencies(records)
+    bins = np.concatenate([[-np.inf], CDF_EDGES_S, [np.inf]])
+    return {
+        name: np.histogram(seconds[np.isfinite(seconds)], bins)[0].tolist()
+        for name, seconds in (("ttft", values.ttft_s), ("e2e", values.e2e_s))
+    }
+
+
+def run_jobs(jobs: Sequence[Job], processes: int = 1, on_result: OnResult | None = None) -> Batch:
+    """Play jobs here or in spawned processes; one that fails does not stop the others.
+
+    `on_result` is called in this process as each job ends, with its result or its error.
+    """
+    batch = Batch()
+
+    def finish(job: Job, outcome: JobResult | str) -> None:
+        if isinstance(outcome, str):
+            batch.failures[job] = outcome
+        else:
+            batch.results[job] = outcome
+        if on_result is not None:
+            on_result(job, outcome)
+
+    workers = min(max(processes, 1), max(len(jobs), 1), 4 * (os.cpu_count() or 1))
+    if workers == 1:
+        for job in jobs:
+            finish(job, _attempt(job))
+    else:
+        _run_pool(jobs, workers, finish)
+    return batch
+
+
+def _attempt(job: Job) -> JobResult | str:
+    try:
+        return run_job(job)
+    except Exception as error:  # a broken policy must not cost the other rows
+        return describe(error)
+
+
+def _run_pool(jobs: Sequence[Job], workers: int, finish: OnResult) -> None:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        futures: dict[Future[JobResult | str], Job] = {pool.submit(_attempt, j): j for j in jobs}
+        for future in as_completed(futures):
+            error = future.exception()
+            finish(futures[future], describe(error) if error else future.result())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its type, message and notes."""
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    text = f"{type(error).__name__}: {error}" + (f" ({notes})" if notes else "")
+    return " ".join(text.split())

@@ -1,0 +1,346 @@
+"""Play an engine policy and a router policy through one episode, without Gymnasium."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from synergy_gym.evaluation.manifest import episode_manifest
+from synergy_gym.metrics import NO_HORIZON_NS, scored, slo_met, summarize
+from synergy_gym.policies.base import EnginePolicy, RouterPolicy
+from synergy_gym.policies.registry import make_engine_policy, make_router_policy
+from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.seeding import stream
+from synergy_gym.sim.build import build_simulator
+from synergy_gym.sim.points import BATCH, DONE
+from synergy_gym.types import (
+    NS_PER_S,
+    SLO,
+    BatchDecision,
+    FloatArray,
+    IntArray,
+    Outcome,
+    RequestRecords,
+    StepReport,
+)
+from synergy_gym.workload.base import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EnginePolicySpec = str | EnginePolicy | type[EnginePolicy]
+RouterPolicySpec = str | RouterPolicy | type[RouterPolicy]
+ScenarioSpec = str | Path | Scenario
+
+
+class PolicyError(RuntimeError):
+    """A policy answered a decision point with something that is not allowed there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One played episode.
+
+    Attributes:
+        summary: the figures of `synergy_gym.metrics.summarize`.
+        records: what happened to every offered request, as arrays.
+        slos: the classes that `records.slo_class` indexes.
+        log_hash: hash of the episode's decision log; equal traffic and equal decisions
+            give an equal hash.
+        timings: wall-clock figures; nothing in `summary` depends on them.
+        manifest: what is needed to play the episode again.
+    """
+
+    summary: dict[str, Any]
+    records: RequestRecords
+    slos: tuple[SLO, ...]
+    window_ns: tuple[int, int]
+    log_hash: str
+    timings: dict[str, float]
+    manifest: dict[str, Any]
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row per offered request, seconds since the episode began; NaN: never."""
+        return request_table(self.records, self.slos, *self.window_ns)
+
+
+def request_table(
+    records: RequestRecords, slos: tuple[SLO, ...], warmup_ns: int, horizon_ns: int
+) -> pd.DataFrame:
+    """The records as a DataFrame with latencies, outcome names and SLO verdicts."""
+    import pandas as pd
+
+    from synergy_gym.metrics import latencies
+
+    values, met = latencies(records), slo_met(records, slos)
+    outcomes = np.array([o.name.lower() for o in Outcome])
+    return pd.DataFrame(
+        {
+            "request": np.arange(len(records)),
+            "arrival_s": _seconds(records.arrival_ns),
+            "scheduled_s": _seconds(records.scheduled_ns),
+            "first_token_s": _seconds(records.first_token_ns),
+            "finish_s": _seconds(records.finish_ns),
+            "ttft_s": values.ttft_s,
+            "tpot_s": values.tpot_s,
+            "e2e_s": values.e2e_s,
+            "prompt_tokens": records.prompt_tokens,
+            "output_tokens": records.output_tokens,
+            "emitted_tokens": records.emitted_tokens,
+            "cached_tokens": records.cached_tokens,
+            "preemptions": records.preemptions,
+            "engine": records.engine,
+            "outcome": outcomes[records.outcome],
+            "slo_class": np.array([slo.name for slo in slos])[records.slo_class],
+            "session": records.session,
+            "attempts": records.attempts,
+            "scored": scored(records, warmup_ns, horizon_ns),
+            "slo_met": met.slo,
+        }
+    )
+
+
+def _seconds(times_ns: IntArray) -> FloatArray:
+    return np.where(times_ns < 0, np.nan, times_ns / NS_PER_S)
+
+
+class Player:
+    """Answers every decision point of a simulator with the policies' decisions.
+
+    Args:
+        sim: a simulator at its beginning.
+        engines: one reset policy per engine; those whose rule the simulator plays by
+            itself are never asked.
+        router: the reset router policy; unused when arrivals are routed automatically.
+        rng: the router policy's generator.
+    """
+
+    def __init__(
+        self, sim: Any, engines: list[EnginePolicy], router: RouterPolicy, rng: np.random.Generator
+    ) -> None:
+        self.sim = sim
+        self.engines = engines
+        self.router = router
+        self.rng = rng
+        self.information = frozenset(router.information)
+        self.decisions = {"engine": 0, "router": 0}
+        self.decision_ns = {"engine": 0, "router": 0}
+        self._seen: list[StepReport | None] = [None] * len(engines)
+        # Views of completions cost time, and most routers do not look at them.
+        self._observes = type(router).observe is not RouterPolicy.observe
+
+    def play(self) -> None:
+        """Run the episode to its end.
+
+        Raises:
+            PolicyError: a decision is not allowed; names policy, time and value.
+        """
+        while (point := self.sim.advance()) != DONE:
+            if point == BATCH:
+                self._batch(self.sim.point_engine)
+            else:
+                self._route()
+
+    def _batch(self, engine: int) -> None:
+        policy = self.engines[engine]
+        step = self.sim.last_step(engine)
+        view = self.sim.engine_view(engine)
+        began = time.perf_counter_ns()
+        try:
+            if step is not None and step != self._seen[engine]:
+                policy.observe(step)
+            decision = policy.decide(view)
+        except Exception as error:
+            error.add_note(self._where(f"engine policy {policy.label!r} (engine {engine})"))
+            raise
+        self._count("engine", began)
+        self._seen[engine] = step
+        self._answer_batch(policy, engine, decision)
+
+    def _answer_batch(self, policy: EnginePolicy, engine: int, decision: BatchDecision) -> None:
+        who = f"engine policy {policy.label!r} (engine {engine})"
+        if not isinstance(decision, BatchDecision):
+            raise PolicyError(f"{self._where(who)}: returned {decision!r}; return a BatchDecision")
+        try:
+            self.sim.batch(decision)
+        except (ValueError, TypeError) as error:
+            raise PolicyError(f"{self._where(who)}: {error} (decision: {decision})") from error
+
+    def _route(self) -> None:
+        policy = self.router
+        completions = self.sim.completions() if self._observes else ()
+        request = self.sim.request_view()
+        cluster = self.sim.cluster_view(self.rng, self.information)
+        began = time.perf_counter_ns()
+        try:
+            for completion in completions:
+                policy.observe(completion)
+            target = policy.route(request, cluster)
+        except Exception as error:
+            error.add_note(self._where(f"router policy {policy.label!r}"))
+            raise
+        self._count("router", began)
+        self._answer_route(target)
+
+    def _answer_route(self, target: int) -> None:
+        where = self._where(f"router policy {self.router.label!r}")
+        if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
+            raise PolicyError(f"{where}: returned {target!r}; return the engine's index, an int")
+        try:
+            self.sim.route(int(target))
+        except (ValueError, TypeError) as error:
+            raise PolicyError(f"{where}: engine {int(target)}: {error}") from error
+
+    def _where(self, who: str) -> str:
+        return f"{who} at {self.sim.now_ns / NS_PER_S:.6f} s"
+
+    def _count(self, layer: str, began: int) -> None:
+        self.decisions[layer] += 1
+        self.decision_ns[layer] += time.perf_counter_ns() - began
+
+
+def resolve_scenario(scenario: ScenarioSpec) -> Scenario:
+    """The scenario of that name or file, or the object itself."""
+    return load_scenario(scenario) if isinstance(scenario, (str, Path)) else scenario
+
+
+def trace_window(scenario: Scenario, workload: Workload) -> Scenario:
+    """The scenario, scored over the whole of a given workload.
+
+    The window begins at 0 (a trace is measured from its first request) and ends at the
+    first whole second after the last arrival. A closed-loop workload keeps the scenario's
+    horizon, because its arrivals depend on the policies.
+    """
+    if not len(workload) or bool(np.any(workload.after >= 0)):
+        return scenario
+    seconds = int(workload.arrival_ns[-1]) // NS_PER_S + 1
+    return replace(scenario, horizon_s=float(seconds), warmup_s=0.0)
+
+
+def _fresh_engine_policies(
+    spec: EnginePolicySpec, world: Scenario, seed: int
+) -> list[EnginePolicy]:
+    policies = []
+    for index, engine in enumerate(world.engines):
+        policy = copy.deepcopy(make_engine_policy(spec))
+        policy.reset(stream(seed, "policy", 1 + index), engine, world.slos)
+        policies.append(policy)
+    return policies
+
+
+def evaluate(
+    scenario: ScenarioSpec,
+    engine_policy: EnginePolicySpec = "vllm-v1",
+    router_policy: RouterPolicySpec = "round-robin",
+    load: float = 1.0,
+    seed: int = 0,
+    *,
+    workload: Workload | None = None,
+    warmup_s: float | None = None,
+    horizon_s: float | None = None,
+    record_itl: bool = True,
+    simulator: Any = None,
+) -> Result:
+    """Play one episode and score it.
+
+    Args:
+        scenario: name, path of a TOML file, or a `Scenario`.
+        engine_policy: registered name (`"static:tokens=512"` sets parameters), class or
+            instance; every engine gets its own copy.
+        router_policy: likewise; with one engine it is not asked.
+        load: multiple of the scenario's rate; ignored when `workload` is given.
+        seed: of traffic, step noise and the policies' generators, each its own stream.
+        workload: own traffic instead of the scenario's; scored as `trace_window` says.
+        warmup_s: start of the scored window, instead of the scenario's.
+        horizon_s: end of arrivals and of the scored window, instead of the scenario's.
+        record_itl: collect inter-token gaps, which adds the `itl_*` figures.
+        simulator: simulator class; the compiled one by default.
+
+    Raises:
+        ScenarioError: the scenario is unknown or wrong.
+        PolicyError: a policy took an illegal decision.
+        ValueError: an unknown policy name.
+    """
+    world = resolve_scenario(scenario)
+    world = trace_window(world, workload) if workload is not None else world
+    world = _with_window(world, warmup_s, horizon_s)
+    rng = stream(seed, "policy", 0)
+    router = copy.deepcopy(make_router_policy(router_policy))
+    manifest = episode_manifest(
+        world, make_engine_policy(engine_policy), router, load, seed, workload
+    )
+    engines = _fresh_engine_policies(engine_policy, world, seed)
+    router.reset(rng, tuple(world.engines), tuple(world.slos))
+    rules = [policy.rule() for policy in engines]
+    began = time.perf_counter()
+    options: dict[str, Any] = {} if simulator is None else {"cls": simulator}
+    sim = build_simulator(
+        world,
+        load=load,
+        seed=seed,
+        workload=workload,
+        rules=rules,
+        auto_route=len(engines) == 1,
+        record_itl=record_itl,
+        **options,
+    )
+    built = time.perf_counter()
+    player = Player(sim, engines, router, rng)
+    player.play()
+    timings = _timings(player, built - began, time.perf_counter() - built, rules)
+    return _result(world, sim, timings, manifest, record_itl)
+
+
+def _with_window(world: Scenario, warmup_s: float | None, horizon_s: float | None) -> Scenario:
+    changes = {"warmup_s": warmup_s, "horizon_s": horizon_s}
+    given = {name: float(value) for name, value in changes.items() if value is not None}
+    world = replace(world, **given) if given else world  # type: ignore[arg-type]
+    if not 0 <= world.warmup_s < world.horizon_s:
+        raise ValueError(
+            f"warm-up {world.warmup_s} s and horizon {world.horizon_s} s leave no scored window; "
+            "choose 0 <= warm-up < horizon"
+        )
+    return world
+
+
+def _timings(player: Player, build_s: float, play_s: float, rules: list[Any]) -> dict[str, float]:
+    timings: dict[str, float] = {"build_s": build_s, "play_s": play_s}
+    timings["compiled_engines"] = sum(rule is not None for rule in rules)
+    for layer, count in player.decisions.items():
+        timings[f"{layer}_decisions"] = count
+        mean = player.decision_ns[layer] / count / 1e3 if count else float("nan")
+        timings[f"{layer}_decision_us"] = mean
+    return timings
+
+
+def _result(
+    world: Scenario, sim: Any, timings: dict[str, float], manifest: dict[str, Any], itl: bool
+) -> Result:
+    records: RequestRecords = sim.records()
+    slos = tuple(world.slos)
+    window = (round(world.warmup_s * NS_PER_S), round(world.horizon_s * NS_PER_S))
+    window = (window[0], min(window[1], NO_HORIZON_NS))
+    summary = summarize(
+        records,
+        slos,
+        warmup_ns=window[0],
+        horizon_ns=window[1],
+        itl=sim.itl() if itl else None,
+        engines=len(world.engines),
+    )
+    return Result(
+        summary=summary,
+        records=records,
+        slos=slos,
+        window_ns=window,
+        log_hash=sim.log_hash(),
+        timings=timings,
+        manifest=manifest,
+    )

@@ -1,0 +1,155 @@
+"""The simulator's clock: how long one engine step takes, in exact integer arithmetic.
+
+Coefficients are floats in milliseconds outside and whole femtoseconds inside, so a step
+lasts the same number of nanoseconds on every platform, in Python and in compiled code:
+
+    T = max(floor, base + per_sequence*B + per_token*S + per_decode_context*C
+                 + per_prefill_pair*A + per_prefill_context*P + prefill_step*[prefill]
+                 + per_mixed_context*C*[prefill and decodes])
+
+with B sequences, S tokens, C context tokens of the decodes, P context tokens of the
+prefill chunks and A = sum(chunk*computed + chunk*(chunk+1)/2) over prefill chunks. The form
+is spec A.5's affine + KV model with the mixed-batch term that measured steps need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numba
+import numpy as np
+
+from synergy_gym.types import IntArray
+
+FS_PER_MS = 10**12
+FS_PER_NS = 10**6
+UNIT = 1 << 20
+"""Fixed-point one of noise, straggler and slowdown factors."""
+
+NUM_TERMS = 8
+FLOOR_NS, NOISE, STRAGGLER_P, STRAGGLER_FACTOR, SEED, SLOW = 8, 9, 10, 11, 12, 13
+CLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTerms:
+    """Coefficients of the step-latency model, in milliseconds per unit of each term."""
+
+    base_ms: float
+    per_sequence_ms: float = 0.0
+    per_token_ms: float = 0.0
+    per_decode_context_ms: float = 0.0
+    per_prefill_pair_ms: float = 0.0
+    per_prefill_context_ms: float = 0.0
+    prefill_step_ms: float = 0.0
+    per_mixed_context_ms: float = 0.0
+    floor_ms: float = 0.0
+    noise_sd: float = 0.0
+    """Relative standard deviation of the multiplicative noise (mean exactly 1)."""
+    straggler_probability: float = 0.0
+    straggler_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not (np.isfinite(value) and value >= 0):
+                raise ValueError(f"StepTerms.{item.name} is {value}; it must be finite and >= 0")
+        if self.noise_sd > 0.25:
+            raise ValueError(f"StepTerms.noise_sd is {self.noise_sd}; above 0.25 a step could vanish")
+        if self.straggler_probability > 1:
+            raise ValueError(f"StepTerms.straggler_probability is {self.straggler_probability}; use 0..1")
+
+    def clock(self, seed: int = 0) -> IntArray:
+        """The fixed-point vector (`CLOCK_SIZE` int64) that `step_ns` reads."""
+        vector = np.zeros(CLOCK_SIZE, np.int64)
+        for index, item in enumerate(fields(self)[:NUM_TERMS]):
+            vector[index] = round(getattr(self, item.name) * FS_PER_MS)
+        vector[FLOOR_NS] = round(self.floor_ms * 1e6)
+        vector[NOISE] = round(self.noise_sd * UNIT)
+        vector[STRAGGLER_P] = round(self.straggler_probability * (1 << 32))
+        vector[STRAGGLER_FACTOR] = round(self.straggler_factor * UNIT)
+        vector[SEED] = seed & ((1 << 62) - 1)
+        vector[SLOW] = UNIT
+        return vector
+
+
+_MASK = (1 << 64) - 1
+
+
+def _mix(value: int) -> int:
+    """SplitMix64 finaliser (Steele, Lea and Flood, OOPSLA 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def step_ns(
+    clock: Sequence[int] | IntArray,
+    step: int,
+    sequences: int,
+    tokens: int,
+    decode_context: int,
+    prefill_pairs: int,
+    prefill_context: int,
+    has_prefill: int,
+    mixed: int,
+) -> int:
+    """Duration of step number `step` of an engine, in nanoseconds (plain Python).
+
+    Noise and stragglers are drawn from a hash of (seed, step), so they do not depend on
+    how steps are batched or in which order engines are simulated. Noise is a sum of four
+    16-bit uniforms (Irwin-Hall), bounded by 3.47 standard deviations.
+    """
+    c = [int(x) for x in clock]
+    fs = c[0] + c[1] * sequences + c[2] * tokens + c[3] * decode_context
+    fs += c[4] * prefill_pairs + c[5] * prefill_context + c[6] * has_prefill
+    fs += c[7] * decode_context * mixed
+    ns = max(fs // FS_PER_NS, c[FLOOR_NS], 1)
+    if c[NOISE]:
+        bits = _mix((c[SEED] + step) & _MASK)
+        total = (bits & 0xFFFF) + (bits >> 16 & 0xFFFF) + (bits >> 32 & 0xFFFF) + (bits >> 48)
+        # sqrt(3) / 65536 in 2^-40 turns the centred sum (sd 65536/sqrt(3)) into sd 1.
+        deviation = (total - 131070) * c[NOISE] * 29059002 >> 40
+        ns = ns * (UNIT + deviation) >> 20
+    if c[STRAGGLER_P] and _mix((c[SEED] + step) ^ 0x5DEECE66D5DEECE6) >> 32 < c[STRAGGLER_P]:
+        ns = ns * c[STRAGGLER_FACTOR] >> 20
+    if c[SLOW] != UNIT:
+        ns = ns * c[SLOW] >> 20
+    return max(ns, 1)
+
+
+@numba.njit(cache=True, _nrt=False, inline="never")  # type: ignore[untyped-decorator]
+def _mix_kernel(value):  # type: ignore[no-untyped-def]
+    value = np.uint64(value) + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@numba.njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def step_ns_kernel(a, o, step, sequences, tokens, context, pairs, prefill_context, has_prefill, mixed):  # type: ignore[no-untyped-def]
+    """`step_ns` over the clock vector at `a[o:]`; equal bit for bit."""
+    fs = a[o] + a[o + 1] * sequences + a[o + 2] * tokens + a[o + 3] * context
+    fs += a[o + 4] * pairs + a[o + 5] * prefill_context + a[o + 6] * has_prefill
+    fs += a[o + 7] * context * mixed
+    ns = max(fs // FS_PER_NS, a[o + FLOOR_NS], 1)
+    if a[o + NOISE] != 0:
+        bits = _mix_kernel(a[o + SEED] + step)
+        low = np.uint64(0xFFFF)
+        total = np.int64(
+            (bits & low)
+            + ((bits >> np.uint64(16)) & low)
+            + ((bits >> np.uint64(32)) & low)
+            + (bits >> np.uint64(48))
+        )
+        deviation = ((total - 131070) * a[o + NOISE] * 29059002) >> 40
+        ns = (ns * (UNIT + deviation)) >> 20
+    if a[o + STRAGGLER_P] != 0:
+        draw = _mix_kernel((a[o + SEED] + step) ^ 0x5DEECE66D5DEECE6)
+        if np.int64(draw >> np.uint64(32)) < a[o + STRAGGLER_P]:
+            ns = (ns * a[o + STRAGGLER_FACTOR]) >> 20
+    if a[o + SLOW] != UNIT:
+        ns = (ns * a[o + SLOW]) >> 20
+    return max(ns, 1)

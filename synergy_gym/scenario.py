@@ -1,0 +1,227 @@
+"""Scenarios: traffic, cluster, SLOs, horizon and seeds, read from strict TOML files.
+
+>>> scenario = load_scenario("chat-h100")
+>>> workload = scenario.workload(load=1.0, seed=scenario.test_seeds[0])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from synergy_gym.latency.profiles import ProfileError, load_profile
+from synergy_gym.latency.terms import StepTerms
+from synergy_gym.scenario_schema import EngineTable, EventTable, ScenarioFile
+from synergy_gym.strict_toml import read_toml, suggest
+from synergy_gym.types import NS_PER_S, SLO, ClientSpec, EngineSpec, Event, IntArray, TelemetrySpec
+from synergy_gym.workload.base import Workload
+from synergy_gym.workload.spec import TrafficSpec
+from synergy_gym.workload.traffic import build_workload
+
+FOLDER = Path(__file__).parent / "scenarios"
+
+NO_DEADLINE_NS = 2**62
+"""`stop_time_ns` of traffic that some SLO class gives unlimited time."""
+
+
+class ScenarioError(ValueError):
+    """A scenario file is missing or malformed; the message names file, key and cure."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scenario:
+    """Everything that fixes an episode, except the policies and the seed.
+
+    Attributes:
+        name: the file's name without its ending.
+        description: one sentence for people.
+        clock: what times a step; "measured" is `latency/terms.py`.
+        engines: the cluster, in index order.
+        terms: the clock's coefficients, one per engine.
+        slos: the request classes; `Workload.slo_class` indexes them.
+        telemetry: how engine state reaches routers.
+        client: timeouts and retries.
+        events: changes of the world, in time order.
+        horizon_s: arrivals stop here, seconds.
+        warmup_s: arrivals before this are not scored, seconds.
+        rate_rps: requests per second at load 1.0.
+        rate_source: "estimate" or the command that found `rate_rps`.
+        loads: the factors of `rate_rps` that the leaderboard offers.
+        train_seeds: for training.
+        validation_seeds: for choosing between trained or tuned policies.
+        test_seeds: for the leaderboard only.
+        traffic: the generator of the requests.
+    """
+
+    name: str
+    description: str
+    clock: str
+    engines: tuple[EngineSpec, ...]
+    terms: tuple[StepTerms, ...]
+    slos: tuple[SLO, ...]
+    telemetry: TelemetrySpec
+    client: ClientSpec
+    events: tuple[Event, ...]
+    horizon_s: float
+    warmup_s: float
+    rate_rps: float
+    rate_source: str
+    loads: tuple[float, ...]
+    train_seeds: tuple[int, ...]
+    validation_seeds: tuple[int, ...]
+    test_seeds: tuple[int, ...]
+    traffic: TrafficSpec
+
+    def workload(self, load: float = 1.0, seed: int = 0) -> Workload:
+        """The episode's requests, arriving in [0, `horizon_s`).
+
+        Args:
+            load: factor of `rate_rps`, > 0.
+            seed: the episode seed; the same seed gives the same traffic to every policy.
+
+        Raises:
+            ValueError: `load` is not positive.
+        """
+        if not load > 0:
+            raise ValueError(f"load is {load}; it must be > 0 (1.0 is {self.rate_rps} requests/s)")
+        return build_workload(self.traffic, self.rate_rps * load, self.horizon_s, seed)
+
+    def hash(self) -> str:
+        """SHA-256 over everything that can change a result (not the prose), hexadecimal."""
+        content = dataclasses.asdict(self)
+        for prose in ("description", "rate_source"):
+            del content[prose]
+        text = json.dumps(content, sort_keys=True, default=_plain)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a scenario cannot be hashed with a {type(value).__name__} in it")
+
+
+def list_scenarios() -> list[str]:
+    """Names of the scenarios that ship with the package, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_scenario(name: str | Path) -> Scenario:
+    """Read a scenario by its packaged name or by the path of a TOML file.
+
+    Raises:
+        ScenarioError: no such scenario, or a malformed file; one line
+            `FILE: KEY: problem; cure` per mistake.
+    """
+    path = _locate(name)
+    file = read_toml(path, ScenarioFile, ScenarioError)
+    engines = [spec for group in file.engine for spec in _engines(group)]
+    return Scenario(
+        name=path.stem,
+        description=file.description,
+        clock=file.clock,
+        engines=tuple(engines),
+        terms=_terms(path, file),
+        slos=tuple(SLO(**slo.model_dump()) for slo in file.slo),
+        telemetry=TelemetrySpec(**file.telemetry.model_dump()),
+        client=ClientSpec(**file.client.model_dump()),
+        events=tuple(_event(event, file.engine_names()) for event in file.events),
+        horizon_s=file.horizon_s,
+        warmup_s=file.warmup_s,
+        rate_rps=file.rate_rps,
+        rate_source=file.rate_source,
+        loads=file.loads,
+        train_seeds=file.seeds.train,
+        validation_seeds=file.seeds.validation,
+        test_seeds=file.seeds.test,
+        traffic=file.traffic.spec(),
+    )
+
+
+def _locate(name: str | Path) -> Path:
+    if isinstance(name, Path) or name.endswith(".toml"):
+        return Path(name)
+    known = list_scenarios()
+    if name not in known:
+        guess = suggest(name, known)
+        cure = f"did you mean {guess!r}?" if guess else f"packaged scenarios: {', '.join(known)}"
+        raise ScenarioError(f"no scenario {name!r}; {cure} (or give the path of a .toml file)")
+    return FOLDER / f"{name}.toml"
+
+
+def _engines(group: EngineTable) -> list[EngineSpec]:
+    shared = group.model_dump(exclude={"name", "count", "kv"})
+    return [EngineSpec(name=n, kv_blocks=group.kv.kv_blocks, **shared) for n in group.names()]
+
+
+def _terms(path: Path, file: ScenarioFile) -> tuple[StepTerms, ...]:
+    terms: list[StepTerms] = []
+    for index, group in enumerate(file.engine):
+        key = f"{path}: engine[{index}]"
+        source = group.profile
+        local = path.parent / source if source.endswith(".toml") else source
+        try:
+            profile = load_profile(local)
+        except ProfileError as cause:
+            raise ScenarioError(f"{key}.profile: {cause}") from cause
+        for name in ("gpu", "model"):
+            have, want = getattr(group, name), getattr(profile, name)
+            if have != want:
+                raise ScenarioError(
+                    f"{key}.{name}: is {have!r}, but profile {source!r} was measured on {want!r}; "
+                    "make them agree"
+                )
+        terms += [profile.terms] * group.count
+    return tuple(terms)
+
+
+def _event(event: EventTable, names: list[str]) -> Event:
+    return Event(
+        at_s=event.at_s,
+        kind=event.kind,
+        engine=names.index(event.engine),
+        factor=1.0 if event.factor is None else event.factor,
+        blocks=event.blocks or 0,
+    )
+
+
+def stop_time_ns(workload: Workload, slos: Sequence[SLO], horizon_s: float) -> int:
+    """The instant after which no request can meet its SLOs any more, in nanoseconds.
+
+    A request's slack is its class's E2E limit, else TTFT + TPOT * (output - 1); without
+    either the result is `NO_DEADLINE_NS`. Open loop: the latest arrival + slack. Closed loop
+    (some `after >= 0`): horizon + largest slack, as arrivals are not known beforehand.
+    """
+    horizon_ns = round(horizon_s * NS_PER_S)
+    slack = _slack_ns(workload, slos)
+    if slack is None:
+        return NO_DEADLINE_NS
+    if len(slack) == 0:
+        return horizon_ns
+    if bool((workload.after >= 0).any()):
+        return horizon_ns + int(slack.max())
+    return int((workload.arrival_ns + slack).max())
+
+
+def _slack_ns(workload: Workload, slos: Sequence[SLO]) -> IntArray | None:
+    slack = np.zeros(len(workload), np.int64)
+    for index in np.unique(workload.slo_class).tolist():
+        slo, rows = slos[index], workload.slo_class == index
+        if slo.e2e_s is not None:
+            slack[rows] = round(slo.e2e_s * NS_PER_S)
+        elif slo.ttft_s is not None and slo.tpot_s is not None:
+            gaps = workload.output_tokens[rows] - 1
+            slack[rows] = round(slo.ttft_s * NS_PER_S) + round(slo.tpot_s * NS_PER_S) * gaps
+        else:
+            return None
+    return slack

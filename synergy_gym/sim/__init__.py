@@ -1,0 +1,1 @@
+"""The simulator: engines, cluster clock, prefix cache and telemetry."""

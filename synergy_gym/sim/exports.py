@@ -1,0 +1,107 @@
+"""Reading the arena: state vectors and queues for views, compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from synergy_gym.sim.clock import advance, take_batch
+from synergy_gym.sim.jit import kernel
+from synergy_gym.sim.layout import (
+    CACHED_MASK,
+    CLASS_MASK,
+    E_CONTEXT,
+    E_DECODES,
+    E_FREE,
+    E_PRE,
+    E_PREFILL_TOKENS,
+    E_PREFILLS,
+    E_RUN_HEAD,
+    E_RUNNING,
+    E_TOTAL,
+    E_WAIT_HEAD,
+    E_WAIT_TOKENS,
+    E_WAITING,
+    F_ARRIVAL,
+    F_COUNTS,
+    F_FIRST,
+    F_GEN,
+    F_META,
+    F_NEXT,
+    F_OFF,
+    F_PROMPT,
+    H_NOW,
+    L_BUDGET,
+    L_DECODES,
+    L_NS,
+    L_PREEMPTED,
+    L_SEQUENCES,
+    L_TOKENS,
+    P_BUDGET,
+    P_CAP,
+    P_CHUNK,
+    PRIORITY_SHIFT,
+)
+from synergy_gym.sim.lists import computed_tokens, generated_tokens, num_decodes, row
+
+QUEUE_FIELDS = 9
+
+
+@kernel
+def write_state(a, o, e, out):  # type: ignore[no-untyped-def]
+    """Fill the engine state vector (`EngineStateField`)."""
+    now = a[o + H_NOW]
+    out[0] = now
+    out[1] = a[e + E_RUNNING]
+    out[2] = a[e + E_WAITING]
+    out[3] = num_decodes(a, o, e)
+    out[4] = a[e + E_PREFILL_TOKENS]
+    out[5] = a[e + E_WAIT_TOKENS]
+    out[6] = a[e + E_CONTEXT]
+    for i in range(a[e + E_PREFILLS] if out[3] > a[e + E_DECODES] else 0):
+        q = row(a, o, a[a[e + E_PRE] + 2 * i])
+        if a[q + F_GEN] > 0 and a[q + F_PROMPT] + a[q + F_GEN] - a[q + F_OFF] == 1:
+            out[4] -= 1
+            out[6] += a[q + F_OFF]
+    out[7] = a[e + E_FREE]
+    out[8] = a[e + E_TOTAL]
+    head = a[e + E_WAIT_HEAD]
+    out[9] = now - a[row(a, o, head) + F_ARRIVAL] if head >= 0 else 0
+    out[10] = max(a[e + L_NS], 0)
+    out[11] = a[e + L_SEQUENCES]
+    out[12] = a[e + L_TOKENS]
+    out[13] = a[e + L_DECODES]
+    out[14] = a[e + L_PREEMPTED]
+    out[15] = a[e + L_BUDGET]
+
+
+@kernel
+def write_queue(a, o, e, running, out):  # type: ignore[no-untyped-def]
+    """List the running (1) or waiting (0) requests, `QUEUE_FIELDS` values each."""
+    r = a[e + E_RUN_HEAD] if running != 0 else a[e + E_WAIT_HEAD]
+    i = 0
+    while r >= 0:
+        q = row(a, o, r)
+        out[i] = r
+        out[i + 1] = a[q + F_PROMPT]
+        out[i + 2] = computed_tokens(a, e, q) if running != 0 else 0
+        out[i + 3] = generated_tokens(a, e, q)
+        out[i + 4] = max((a[q + F_COUNTS] & CACHED_MASK) - 1, 0)
+        out[i + 5] = a[q + F_ARRIVAL]
+        out[i + 6] = a[q + F_FIRST]
+        out[i + 7] = a[q + F_META] & CLASS_MASK
+        out[i + 8] = a[q + F_META] >> PRIORITY_SHIFT
+        i += QUEUE_FIELDS
+        r = a[q + F_NEXT]
+    return i // QUEUE_FIELDS
+
+
+@kernel
+def decide_and_advance(a, o, e, budget, cap, chunk, out):  # type: ignore[no-untyped-def]
+    """Answer a BATCH point, run to the next point, and write the engine's state vector."""
+    a[e + P_BUDGET] = budget
+    a[e + P_CAP] = cap
+    a[e + P_CHUNK] = chunk
+    take_batch(a, o, e)
+    point = advance(a, o)
+    write_state(a, o, e, out)
+    return np.int64(point)

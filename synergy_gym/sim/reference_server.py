@@ -1,0 +1,269 @@
+"""An engine in a cluster: its clock, its current iteration, its telemetry and its views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, SEED, SLOW, UNIT, _mix, step_ns
+from synergy_gym.sim.reference_engine import Job, Outputs, ReferenceEngine, Step
+from synergy_gym.sim.reference_rules import check_decision, check_rule, rule_decision
+from synergy_gym.sim.reference_telemetry import (
+    PUSH_COLUMNS,
+    SCRAPE_COLUMNS,
+    Gauges,
+    PushChannel,
+    ScrapeChannel,
+)
+from synergy_gym.types import (
+    NS_PER_S,
+    SLO,
+    BatchDecision,
+    DecisionRule,
+    EngineSpec,
+    EngineStateField,
+    IntArray,
+    RequestArrays,
+    RouterRow,
+    StepReport,
+    TelemetrySpec,
+)
+
+LEAST_EMPTY_STEP_NS = 1000
+
+
+class Server:
+    """One engine of the simulated cluster.
+
+    Args:
+        index: its place in the cluster.
+        spec: what runs there.
+        clock: its step-latency vector (`StepTerms.clock`); copied.
+        telemetry: how its state reaches routers.
+        rule: decides in place of a policy, or `None`.
+        slos: the scenario's classes, for deadline order.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        spec: EngineSpec,
+        clock: IntArray,
+        telemetry: TelemetrySpec,
+        rule: DecisionRule | None,
+        slos: tuple[SLO, ...],
+    ) -> None:
+        if rule is not None:
+            check_rule(spec, rule)
+        self.index = index
+        self.engine = ReferenceEngine(spec)
+        self.alive = True
+        self.step: Step | None = None
+        """The iteration in flight; its effects on requests become visible at its end."""
+        self.last_report: StepReport | None = None
+        self.last_step_ns = 0
+        self.in_flight = 0
+        self.in_flight_tokens = 0
+        self.hash = 0
+        self.push = PushChannel(telemetry, int(clock[SEED]), spec.kv_blocks)
+        self.scrape = ScrapeChannel(telemetry, spec.kv_blocks)
+        self.rule = rule
+        self._clock = [int(value) for value in clock]
+        self._slos = slos
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next iteration can be planned."""
+        return self.alive and self.step is None and self.engine.has_work
+
+    def receive(self, job: Job, now_ns: int) -> None:
+        """A routed request enters the waiting queue."""
+        if not self.engine.has_work:
+            self.push.work_came(now_ns)
+        self.engine.add(job)
+
+    def plan_by_rule(self, now_ns: int, next_arrival_ns: int | None) -> Step:
+        """Plan the next iteration as the rule says."""
+        assert self.rule is not None
+        decision = rule_decision(self.engine, self.rule, self._slos)
+        # A rule's queue order is part of the rule, not of what it decides each time.
+        return self._start(decision, now_ns, next_arrival_ns, ())
+
+    def plan(self, decision: BatchDecision, now_ns: int, next_arrival_ns: int | None) -> Step:
+        """Plan the next iteration as a policy decided; `ValueError` when that is illegal."""
+        check_decision(self.engine, decision)
+        arrays = (decision.running_order, decision.waiting_order, decision.token_caps)
+        return self._start(decision, now_ns, next_arrival_ns, arrays)
+
+    def commit(self, now_ns: int) -> Outputs:
+        """End the iteration in flight."""
+        step, self.step = self.step, None
+        assert step is not None
+        self.scrape.committing(now_ns)
+        outputs = self.engine.commit(step)
+        self.last_report = self._report(step, len(outputs.finished))
+        self.last_step_ns = step.duration_ns
+        for job in outputs.finished:
+            self.scrape.finished(*_latencies(job))
+        gauges = self._gauges()
+        self.push.committed(now_ns, gauges, (step.duration_ns, step.features.tokens))
+        self.scrape.committed(gauges)
+        return outputs
+
+    def go_down(self, now_ns: int) -> list[Job]:
+        """Stop at once; returns the requests that were here."""
+        self.alive = False
+        self.step = None
+        self.push.went_down(now_ns)
+        self.scrape.went_down(now_ns)
+        return self.engine.clear()
+
+    def come_up(self, now_ns: int) -> None:
+        """Start again, empty and with a cold cache."""
+        self.alive = True
+        self.push.came_up(now_ns)
+        self.scrape.came_up(now_ns, self.engine.pool.total)
+
+    def lose_blocks(self, blocks: int, now_ns: int) -> None:
+        """Shrink the KV pool; blocks in use are lost when they become free."""
+        self.push.sync(now_ns)
+        self.engine.pool.lose(blocks)
+        self.push.kv_blocks = self.engine.pool.total
+
+    def slow_down(self, factor: float) -> None:
+        """Stretch the iterations planned from now on."""
+        self._clock[SLOW] = round(factor * UNIT)
+
+    def sync(self, now_ns: int) -> None:
+        """Bring what routers see up to `now_ns`."""
+        self.push.sync(now_ns)
+        self.scrape.sync(now_ns)
+
+    def router_row(self) -> list[int]:
+        """The engine's row of the router's table (`RouterRow`), as of the last `sync`."""
+        row = [0] * len(RouterRow)
+        row[RouterRow.ALIVE] = int(self.alive)
+        row[RouterRow.IN_FLIGHT] = self.in_flight
+        row[RouterRow.IN_FLIGHT_TOKENS] = self.in_flight_tokens
+        row[RouterRow.ROUTED_SINCE_PUSH] = self.push.routed_tokens
+        row[PUSH_COLUMNS] = self.push.visible
+        row[SCRAPE_COLUMNS] = self.scrape.visible
+        return row
+
+    def state(self, now_ns: int) -> IntArray:
+        """The engine state vector (`EngineStateField`)."""
+        engine, last = self.engine, self.last_report
+        decodes = [job for job in engine.running if job.is_decode]
+        prefills = [job for job in engine.running if not job.is_decode]
+        head_wait = now_ns - engine.waiting[0].arrival_ns if engine.waiting else 0
+        field = EngineStateField
+        values = {
+            field.NOW_NS: now_ns,
+            field.RUNNING: len(engine.running),
+            field.WAITING: len(engine.waiting),
+            field.DECODES: len(decodes),
+            field.PREFILL_TOKENS: sum(job.missing for job in prefills),
+            field.WAITING_TOKENS: sum(job.known for job in engine.waiting),
+            field.DECODE_CONTEXT_TOKENS: sum(job.computed for job in decodes),
+            field.KV_FREE_BLOCKS: engine.pool.free,
+            field.KV_TOTAL_BLOCKS: engine.pool.total,
+            field.HEAD_WAIT_NS: head_wait,
+            field.LAST_STEP_NS: self.last_step_ns,
+            field.LAST_SEQUENCES: last.sequences if last else 0,
+            field.LAST_TOKENS: last.tokens if last else 0,
+            field.LAST_DECODES: last.decodes if last else 0,
+            field.LAST_PREEMPTED: last.preempted if last else 0,
+            field.LAST_BUDGET: last.token_budget if last else 0,
+        }
+        return np.array([values[name] for name in field], np.int64)
+
+    def check(self) -> None:
+        """Raise `AssertionError` when an invariant of this engine is broken."""
+        self.engine.check()
+        assert self.alive or not self.engine.has_work, "a down engine holds requests"
+        held = len(self.engine.running) + len(self.engine.waiting)
+        assert held == self.in_flight, "requests in flight are not conserved"
+
+    def _start(
+        self,
+        decision: BatchDecision,
+        now_ns: int,
+        next_arrival_ns: int | None,
+        arrays: Sequence[IntArray | None],
+    ) -> Step:
+        step = self.engine.plan(decision, now_ns)
+        if not self.engine.has_work:
+            self.push.went_idle(now_ns)
+            return step
+        if step.scheduled:
+            duration = step_ns(self._clock, step.number, *step.features.arguments())
+        else:
+            duration = max(self._clock[FLOOR_NS], self._clock[0] // FS_PER_NS, LEAST_EMPTY_STEP_NS)
+            if next_arrival_ns is not None:
+                duration = max(duration, next_arrival_ns - now_ns)
+        step.end_ns = now_ns + duration
+        self.step = step
+        self._log(step, decision, arrays)
+        return step
+
+    def _log(self, step: Step, decision: BatchDecision, arrays: Sequence[IntArray | None]) -> None:
+        limit = decision.max_running
+        seen = [step.start_ns, decision.token_budget]
+        seen += [self.engine.spec.max_num_seqs if limit is None else limit, decision.prefill_chunk]
+        seen += [step.features.sequences, step.features.tokens, step.duration_ns]
+        for array in [*arrays, None, None, None][:3]:
+            seen += [0] if array is None else [len(array) + 1, *array.tolist()]
+        for value in seen:
+            self.hash = _mix(self.hash ^ (value & (1 << 64) - 1))
+
+    def _gauges(self) -> Gauges:
+        running, waiting = self.engine.running, self.engine.waiting
+        pool = self.engine.pool
+        pending = sum(job.missing for job in [*running, *waiting])
+        return Gauges(len(running), len(waiting), pool.used, pool.total, pending)
+
+    def _report(self, step: Step, finished: int) -> StepReport:
+        features = step.features
+        return StepReport(
+            engine=self.index,
+            start_s=step.start_ns / NS_PER_S,
+            step_s=step.duration_ns / NS_PER_S,
+            sequences=features.sequences,
+            tokens=features.tokens,
+            decodes=features.decodes,
+            prefill_tokens=features.prefill_tokens,
+            context_tokens=features.decode_context,
+            prefill_context_tokens=features.prefill_context,
+            prefill_pairs=features.prefill_pairs,
+            preempted=len(step.preempted),
+            admitted=len(step.admitted),
+            finished=finished,
+            token_budget=step.budget,
+        )
+
+
+def request_arrays(jobs: Sequence[Job], now_ns: int) -> RequestArrays:
+    """What a policy sees of the requests in one queue."""
+
+    def column(values: list[int]) -> IntArray:
+        return np.array(values, np.int64)
+
+    ages = [now_ns - job.first_token_ns if job.first_token_ns >= 0 else -NS_PER_S for job in jobs]
+    return RequestArrays(
+        prompt_tokens=column([job.prompt for job in jobs]),
+        computed_tokens=column([job.computed for job in jobs]),
+        generated_tokens=column([job.generated for job in jobs]),
+        cached_tokens=column([job.cached for job in jobs]),
+        waited_s=column([now_ns - job.arrival_ns for job in jobs]) / NS_PER_S,
+        first_token_age_s=column(ages) / NS_PER_S,
+        slo_class=column([job.slo_class for job in jobs]),
+        priority=column([job.priority for job in jobs]),
+    )
+
+
+def _latencies(job: Job) -> tuple[int, int, int]:
+    """TTFT, TPOT and E2E of a finished attempt, as its engine measures them."""
+    gaps = max(job.generated - 1, 1)
+    tpot = (job.last_token_ns - job.first_token_ns) // gaps
+    return job.first_token_ns - job.arrival_ns, tpot, job.last_token_ns - job.arrival_ns

@@ -1,0 +1,191 @@
+"""What routers can know of one engine, and how old it is: the definition, in plain Python.
+
+Pushes follow spec C.1 (state vector after an iteration, at most one per interval), scrapes
+look like a metrics endpoint read at fixed instants.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from synergy_gym.latency.terms import _mix
+from synergy_gym.types import NS_PER_S, RouterRow, TelemetrySpec
+
+MEAN_STEPS = 10
+LOSS_STREAM = 0x2545F4914F6CDD1D
+"""Separates the draws of lost pushes from the clock's noise of the same engine."""
+PUSH_COLUMNS = slice(RouterRow.PUSH_NS, RouterRow.SCRAPE_NS)
+SCRAPE_COLUMNS = slice(RouterRow.SCRAPE_NS, RouterRow.SCRAPE_FINISHED + 1)
+
+
+def nanoseconds(seconds: float) -> int:
+    """`seconds` as whole nanoseconds."""
+    return round(seconds * NS_PER_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """Counts of an engine after a commit."""
+
+    running: int
+    waiting: int
+    used_blocks: int
+    total_blocks: int
+    pending_tokens: int
+
+
+class PushChannel:
+    """State vectors that one engine sends, with interval, delay, loss and heartbeats.
+
+    Args:
+        spec: intervals, delay, loss and heartbeat mode.
+        seed: the engine's clock seed; lost pushes are drawn from it.
+        kv_blocks: total that the vectors of an idle engine show.
+    """
+
+    def __init__(self, spec: TelemetrySpec, seed: int, kv_blocks: int) -> None:
+        self._spec = spec
+        self._interval = nanoseconds(spec.push_interval_s)
+        self._delay = nanoseconds(spec.push_delay_s)
+        self._beat = nanoseconds(spec.heartbeat_interval_s)
+        self._loss = round(spec.push_loss * (1 << 32))
+        self._seed = seed
+        self._attempts = 0
+        self._sent: deque[list[int]] = deque()
+        self.routed_tokens = 0
+        """Prompt tokens routed here since the visible vector last changed."""
+        self.kv_blocks = kv_blocks
+        self.visible = self._zero(0)
+        self._alive = True
+        self._idle_since: int | None = 0
+        self._beats_until = 0
+        self._last: int | None = None
+        self._recent: deque[tuple[int, int]] = deque(maxlen=MEAN_STEPS)
+
+    def committed(self, now_ns: int, gauges: Gauges, step: tuple[int, int]) -> None:
+        """An iteration of (duration, tokens) ended at `now_ns`, leaving `gauges`."""
+        self._send_beats(now_ns)
+        if step[1]:
+            self._recent.append(step)
+        if self._last is None or now_ns - self._last >= self._interval:
+            self._last = now_ns
+            if not self._is_lost():
+                self._sent.append(self._vector(now_ns, gauges))
+        if gauges.running + gauges.waiting == 0:
+            self.went_idle(now_ns)
+
+    def work_came(self, now_ns: int) -> None:
+        """The engine got work; idle-only heartbeats end."""
+        self._send_beats(now_ns)
+        self._idle_since = None
+
+    def went_idle(self, now_ns: int) -> None:
+        """The engine has no work from `now_ns` on."""
+        self._idle_since = now_ns
+
+    def went_down(self, now_ns: int) -> None:
+        """Nothing more is sent; what is on its way still arrives."""
+        self._send_beats(now_ns)
+        self._alive = False
+
+    def came_up(self, now_ns: int) -> None:
+        """A restarted engine is idle and sends again."""
+        self._alive = True
+        self._beats_until = now_ns
+        self._idle_since = now_ns
+
+    def sync(self, now_ns: int) -> None:
+        """Receive everything that is visible at `now_ns`."""
+        self._send_beats(now_ns)
+        while self._sent and self._sent[0][0] + self._delay <= now_ns:
+            self.visible = self._sent.popleft()
+            self.routed_tokens = 0
+
+    def _send_beats(self, now_ns: int) -> None:
+        origin = 0 if self._spec.heartbeat == "overwrite" else self._idle_since
+        if self._spec.heartbeat == "none" or not self._alive or origin is None or self._beat <= 0:
+            return
+        begin = max(self._beats_until, origin)
+        first = origin + ((begin - origin) // self._beat + 1) * self._beat
+        self._sent.extend(self._zero(at) for at in range(first, now_ns + 1, self._beat))
+        self._beats_until = now_ns
+
+    def _is_lost(self) -> bool:
+        draw = _mix((self._seed + self._attempts) ^ LOSS_STREAM) >> 32
+        self._attempts += 1
+        return draw < self._loss
+
+    def _zero(self, now_ns: int) -> list[int]:
+        return [now_ns, 0, 0, 0, self.kv_blocks, 0, 0, 0]
+
+    def _vector(self, now_ns: int, gauges: Gauges) -> list[int]:
+        n = max(len(self._recent), 1)
+        duration = sum(d for d, _ in self._recent) // n
+        tokens = sum(t for _, t in self._recent) * 1000 // n
+        return [
+            now_ns,
+            gauges.running,
+            gauges.waiting,
+            gauges.used_blocks,
+            gauges.total_blocks,
+            gauges.pending_tokens,
+            duration,
+            tokens,
+        ]
+
+
+class ScrapeChannel:
+    """Metrics of one engine, read every scrape interval.
+
+    Args:
+        spec: the scrape interval.
+        kv_blocks: blocks shown as total before the first iteration.
+    """
+
+    def __init__(self, spec: TelemetrySpec, kv_blocks: int) -> None:
+        self._interval = nanoseconds(spec.scrape_interval_s)
+        self._next = self._interval
+        self.visible = [0] * (SCRAPE_COLUMNS.stop - SCRAPE_COLUMNS.start)
+        self._alive = True
+        self._window: list[tuple[int, int, int]] = []
+        self._gauges = Gauges(0, 0, 0, kv_blocks, 0)
+
+    def finished(self, ttft_ns: int, tpot_ns: int, e2e_ns: int) -> None:
+        """A request finished in the commit that is being handled."""
+        self._window.append((ttft_ns, tpot_ns, e2e_ns))
+
+    def committing(self, now_ns: int) -> None:
+        """A commit at `now_ns` is about to change the metrics."""
+        self.sync(now_ns - 1)
+
+    def committed(self, gauges: Gauges) -> None:
+        """The commit is done and left `gauges`."""
+        self._gauges = gauges
+
+    def went_down(self, now_ns: int) -> None:
+        """The endpoint answers no more: the last values stay."""
+        self.sync(now_ns)
+        self._alive = False
+
+    def came_up(self, now_ns: int, kv_blocks: int) -> None:
+        """A restarted engine counts from zero."""
+        self._alive = True
+        self._window = []
+        self._gauges = Gauges(0, 0, 0, kv_blocks, 0)
+        if self._interval > 0:
+            self._next = max(self._next, -(-now_ns // self._interval) * self._interval)
+
+    def sync(self, now_ns: int) -> None:
+        """Carry out all scrapes up to `now_ns`."""
+        while self._alive and self._interval > 0 and self._next <= now_ns:
+            self.visible = self._read(self._next)
+            self._window = []
+            self._next += self._interval
+
+    def _read(self, now_ns: int) -> list[int]:
+        n = len(self._window)
+        means = [sum(column) // n for column in zip(*self._window, strict=True)] if n else [0] * 3
+        gauges = self._gauges
+        blocks = [gauges.used_blocks, gauges.total_blocks]
+        return [now_ns, gauges.running, gauges.waiting, *blocks, *means, n]

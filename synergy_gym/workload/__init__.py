@@ -1,0 +1,1 @@
+"""Arrivals, lengths, sessions and traces."""

@@ -1,0 +1,177 @@
+"""Block identities of prompt content: what a chained block hash would be equal on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from synergy_gym.types import IntArray
+from synergy_gym.workload.base import Content, Workload
+
+INDEX_BITS = 24
+"""Low bits of an id that hold the block index: prompts up to 2**24 blocks long."""
+
+
+def block_ids(workload: Workload, block_size: int) -> tuple[IntArray, IntArray]:
+    """Chained block identities of prompt + output, one per full block.
+
+    An id is `(node + 1) << 24 | block index`, where `node` is the deepest content node that
+    begins before the block ends. Without content every request is a node of its own.
+
+    Args:
+        workload: the requests and their content tree.
+        block_size: tokens per block, >= 1.
+
+    Returns:
+        `(offsets, ids)`: request r owns `ids[offsets[r]:offsets[r + 1]]`; ids are positive.
+
+    Raises:
+        ValueError: `block_size` < 1, or a request has 2**24 blocks or more.
+    """
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}; a block holds at least 1 token")
+    counts = (workload.prompt_tokens + workload.output_tokens) // block_size
+    too_long = np.flatnonzero(counts >> INDEX_BITS)
+    if len(too_long):
+        raise ValueError(
+            f"workload row {too_long[0]} has {counts[too_long[0]]} blocks of {block_size} tokens; "
+            f"at most {2**INDEX_BITS - 1} are supported, use larger blocks"
+        )
+    offsets = np.zeros(len(workload) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    content = workload.content or private_content(len(workload))
+    ids = np.empty(offsets[-1], np.int64)
+    _fill_ids(offsets, content.leaf, content.parent, content.start, block_size, ids)
+    return offsets, ids
+
+
+def private_content(requests: int) -> Content:
+    """Content in which every request is unlike all others."""
+    return Content(
+        leaf=np.arange(requests, dtype=np.int64),
+        parent=np.full(requests, -1, np.int64),
+        start=np.zeros(requests, np.int64),
+    )
+
+
+def session_content(
+    previous: IntArray,
+    reused_tokens: IntArray,
+    *,
+    system: IntArray | None = None,
+    system_tokens: IntArray | None = None,
+) -> Content:
+    """Content of conversations whose turns repeat the beginning of the turn before.
+
+    Args:
+        previous: per request, the earlier request whose prompt + output it begins with, or
+            -1 for a first turn.
+        reused_tokens: per request with a previous one, how many leading tokens are equal.
+        system: per request, the index of its system prompt, or -1; read for first turns.
+        system_tokens: per system prompt, its length.
+
+    Returns:
+        A tree with one node per system prompt, then one per request.
+
+    Raises:
+        ValueError: `previous` names the request itself or a later one.
+    """
+    n = len(previous)
+    late = np.flatnonzero(previous >= np.arange(n))
+    if len(late):
+        raise ValueError(
+            f"row {late[0]}: its previous turn is row {previous[late[0]]}; sort rows by arrival"
+        )
+    lengths = np.zeros(0, np.int64) if system_tokens is None else system_tokens
+    first = len(lengths)
+    chosen = np.full(n, -1, np.int64) if system is None else system
+    shared = np.concatenate([lengths, [0]])[chosen] if first else np.zeros(n, np.int64)
+    begins = previous < 0
+    parent = np.concatenate([np.full(first, -1), np.where(begins, chosen, previous + first)])
+    start = np.concatenate([np.zeros(first, np.int64), np.where(begins, shared, reused_tokens)])
+    parent, start = parent.astype(np.int64), start.astype(np.int64)
+    _skip_unreached(parent, start)
+    return Content(leaf=np.arange(first, first + n, dtype=np.int64), parent=parent, start=start)
+
+
+def path_content(paths: list[list[int]], block_tokens: int, prompt_tokens: IntArray) -> Content:
+    """Content of prompts given as lists of block hashes (Mooncake, vLLM's timed trace).
+
+    Two prompts share block i when their first i + 1 hashes are equal. Whatever follows a
+    prompt (its output) is the request's own.
+
+    Args:
+        paths: per request, its hashes in order, `block_tokens` prompt tokens each.
+        block_tokens: prompt tokens that one hash stands for.
+        prompt_tokens: per request, its prompt length: where its own content begins.
+    """
+    known: dict[tuple[int, int], int] = {}
+    parent: list[int] = []
+    start: list[int] = []
+    leaf = np.empty(len(paths), np.int64)
+    for request, path in enumerate(paths):
+        node = -1
+        for depth, value in enumerate(path):
+            child = known.setdefault((node, value), len(parent))
+            if child == len(parent):
+                parent.append(node)
+                start.append(depth * block_tokens)
+            node = child
+        leaf[request] = len(parent)
+        parent.append(node)
+        start.append(min(int(prompt_tokens[request]), len(path) * block_tokens))
+    return Content(leaf, np.array(parent, np.int64), np.array(start, np.int64))
+
+
+def prefix_hit_share(workload: Workload, block_size: int) -> tuple[float, float]:
+    """Prompt blocks that an earlier prompt already held: an unbounded cache's hit rate.
+
+    Outputs are not counted as cached, as in the trace statistics of the Mooncake paper
+    (FAST'25), whose hashes cover prompts only.
+
+    Returns:
+        `(share of full prompt blocks, share of prompt tokens)`, each in [0, 1].
+    """
+    offsets, ids = block_ids(workload, block_size)
+    prompt_blocks = workload.prompt_tokens // block_size
+    index = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))
+    of_prompt = ids[index < np.repeat(prompt_blocks, np.diff(offsets))]
+    if not len(of_prompt):
+        return 0.0, 0.0
+    repeated = len(of_prompt) - len(np.unique(of_prompt))
+    return repeated / len(of_prompt), repeated * block_size / int(workload.prompt_tokens.sum())
+
+
+def _fill_ids_python(
+    offsets: IntArray,
+    leaf: IntArray,
+    parent: IntArray,
+    start: IntArray,
+    block_size: int,
+    ids: IntArray,
+) -> None:
+    for request in range(len(leaf)):
+        node = leaf[request]
+        for index in range(offsets[request + 1] - offsets[request] - 1, -1, -1):
+            while start[node] >= (index + 1) * block_size and parent[node] >= 0:
+                node = parent[node]
+            ids[offsets[request] + index] = ((node + 1) << INDEX_BITS) | index
+
+
+def _skip_unreached_python(parent: IntArray, start: IntArray) -> None:
+    for node in range(len(parent)):
+        while parent[node] >= 0 and parent[parent[node]] >= 0:
+            if start[parent[node]] < start[node]:
+                break
+            parent[node] = parent[parent[node]]
+
+
+def _compile(function: Callable[..., None]) -> Any:
+    return numba.njit(cache=True, boundscheck=False)(function)
+
+
+_fill_ids = _compile(_fill_ids_python)
+_skip_unreached = _compile(_skip_unreached_python)

@@ -1,0 +1,115 @@
+"""Traffic of an episode: a `TrafficSpec`, a rate, a horizon and a seed become a `Workload`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from synergy_gym.seeding import stream
+from synergy_gym.types import IntArray
+from synergy_gym.workload.arrivals import draw_arrivals
+from synergy_gym.workload.base import Workload, make_workload
+from synergy_gym.workload.lengths import draw_pairs
+from synergy_gym.workload.presets import PRESETS
+from synergy_gym.workload.sessions import Talk, session_workload
+from synergy_gym.workload.spec import (
+    ArrivalSpec,
+    LengthSpec,
+    SessionSpec,
+    TrafficSpec,
+)
+
+__all__ = [
+    "ArrivalSpec",
+    "LengthSpec",
+    "SessionSpec",
+    "TrafficSpec",
+    "build_workload",
+    "resolve",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """A `TrafficSpec` without gaps."""
+
+    arrivals: ArrivalSpec
+    prompt: LengthSpec
+    output: LengthSpec
+    correlation: float
+
+
+def build_workload(spec: TrafficSpec, rate_rps: float, horizon_s: float, seed: int) -> Workload:
+    """The requests of one episode, open-loop arrivals in [0, horizon).
+
+    The same seed at another rate has the same lengths in the same order (with sessions: the
+    same conversations), only closer together or further apart.
+
+    Args:
+        spec: what to generate.
+        rate_rps: mean requests per second, > 0.
+        horizon_s: length of the arrival window, seconds, > 0.
+        seed: the episode seed, >= 0.
+
+    Raises:
+        ValueError: the spec is incomplete, names something unknown, or is out of range.
+    """
+    full = resolve(spec)
+    recipe = _recipe(full)
+    if full.sessions is not None:
+        talk = Talk(full.sessions, recipe.prompt, recipe.output, recipe.correlation)
+        workload = session_workload(talk, recipe.arrivals, rate_rps, horizon_s, seed)
+    else:
+        workload = _requests(recipe, rate_rps, horizon_s, seed)
+    return _with_classes(workload, full, seed)
+
+
+def resolve(spec: TrafficSpec) -> TrafficSpec:
+    """`spec` with the fields that it leaves open taken from its built-in generator.
+
+    Raises:
+        ValueError: the generator is unknown.
+    """
+    if spec.generator is None:
+        return spec
+    if spec.generator not in PRESETS:
+        raise ValueError(
+            f"unknown generator {spec.generator!r}; choose one of {', '.join(sorted(PRESETS))}"
+        )
+    preset = PRESETS[spec.generator]
+    names = ("arrivals", "prompt", "output", "correlation", "sessions")
+    gaps = {name: getattr(preset, name) for name in names if getattr(spec, name) is None}
+    return replace(spec, generator=None, **gaps)
+
+
+def _recipe(spec: TrafficSpec) -> _Recipe:
+    if spec.prompt is None or spec.output is None:
+        raise ValueError("traffic needs prompt and output lengths; give both, or name a generator")
+    return _Recipe(
+        spec.arrivals or ArrivalSpec(), spec.prompt, spec.output, spec.correlation or 0.0
+    )
+
+
+def _requests(recipe: _Recipe, rate_rps: float, horizon_s: float, seed: int) -> Workload:
+    """Unrelated single requests."""
+    rng = stream(seed, "arrivals")
+    arrivals = recipe.arrivals
+    times = draw_arrivals(arrivals.kind, rng, rate_rps, horizon_s, **arrivals.options)
+    lengths = stream(seed, "lengths")
+    pairs = draw_pairs(recipe.prompt, recipe.output, recipe.correlation, lengths, len(times))
+    return make_workload(times, *pairs)
+
+
+def _with_classes(workload: Workload, spec: TrafficSpec, seed: int) -> Workload:
+    """SLO classes (one per session or request) and their priorities."""
+    if min(spec.slo_mix) < 0 or abs(sum(spec.slo_mix) - 1) > 1e-9:
+        raise ValueError(f"slo_mix is {spec.slo_mix}; give shares >= 0 that sum to 1")
+    if spec.priorities and len(spec.priorities) != len(spec.slo_mix):
+        raise ValueError(f"{len(spec.priorities)} priorities for {len(spec.slo_mix)} SLO classes")
+    owner = workload.session if spec.sessions is not None else np.arange(len(workload))
+    drawn = stream(seed, "content", 2).random(int(owner.max(initial=-1)) + 1)[owner]
+    edges = np.cumsum(spec.slo_mix)[:-1]
+    slo_class: IntArray = np.searchsorted(edges, drawn, side="right").astype(np.int64)
+    levels = np.array(spec.priorities or (0,) * len(spec.slo_mix), np.int64)
+    return replace(workload, slo_class=slo_class, priority=levels[slo_class])

@@ -1,0 +1,153 @@
+"""Suites: files, byte-identical results, resuming, failures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synergy_gym.evaluation import jobs as jobs_module
+from synergy_gym.evaluation.jobs import Job, JobResult, run_job, run_jobs
+from synergy_gym.evaluation.leaderboard import PROGRESS_FILE, ProgressLog, run_leaderboard
+from synergy_gym.evaluation.suites import (
+    ENGINE_BASELINES,
+    ROUTER_BASELINES,
+    SUITES,
+    Part,
+    Suite,
+    find_suite,
+)
+from synergy_gym.policies.registry import make_engine_policy, make_router_policy
+from synergy_gym.scenario import load_scenario
+
+SHORT: dict[str, Any] = {"loads": (1.0, 1.3), "seeds": 1, "horizon_s": 5.0, "warmup_s": 1.0}
+ENGINES = Part("engine", ("chat-h100",), ("vllm-v1", "static-256"), ("round-robin",), **SHORT)
+ROUTERS = Part("router", ("hetero-3",), ("vllm-v1",), ("random", "least-outstanding"), **SHORT)
+TINY = Suite("tiny", "a few short episodes", (ENGINES, ROUTERS))
+
+
+def test_files_and_ranking(tmp_path: Path) -> None:
+    report = run_leaderboard(TINY, tmp_path, command="the command")
+    names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    expected = {"results.csv", "timings.csv", "leaderboard.md", "manifest.json"}
+    for plot in ("attainment", "latency"):
+        for part in ("engine-chat-h100", "router-hetero-3"):
+            expected |= {f"plots/{plot}-{part}.{ending}" for ending in ("png", "svg")}
+    assert names == expected
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["command"] == "the command"
+    assert set(manifest["policies"]["router"]) == {"random", "least-outstanding", "round-robin"}
+    assert len(manifest["scenarios"]["chat-h100"]) == 64
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert "simulated" in page
+    assert "least-outstanding" in page
+    assert [len(table) for _, table in report.rankings()] == [2, 2]
+
+
+def test_results_do_not_depend_on_process_or_order(tmp_path: Path) -> None:
+    run_leaderboard(TINY, tmp_path / "one")
+    reverse = Suite("tiny", TINY.description, (ROUTERS, ENGINES))
+    run_leaderboard(reverse, tmp_path / "two", processes=2)
+    one, two = ((tmp_path / name / "results.csv").read_bytes() for name in ("one", "two"))
+    assert one == two
+    rows = list(csv.DictReader(one.decode().splitlines()))
+    assert len(rows) == 8
+    assert len({row["log_hash"] for row in rows}) == 8
+    for plot in (tmp_path / "one" / "plots").iterdir():
+        assert plot.read_bytes() == (tmp_path / "two" / "plots" / plot.name).read_bytes()
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[Job] = []
+
+    def interrupted(job: Job) -> JobResult:
+        if len(played) == 3:
+            raise KeyboardInterrupt
+        played.append(job)
+        return run_job(job)
+
+    monkeypatch.setattr(jobs_module, "run_job", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_leaderboard(TINY, tmp_path)
+    assert len((tmp_path / PROGRESS_FILE).read_text().splitlines()) == 3
+
+    def second(job: Job) -> JobResult:
+        played.append(job)
+        return run_job(job)
+
+    monkeypatch.setattr(jobs_module, "run_job", second)
+    run_leaderboard(TINY, tmp_path)
+    assert len(played) == len(set(played)) == 8
+    assert not (tmp_path / PROGRESS_FILE).exists()
+    monkeypatch.undo()
+    run_leaderboard(TINY, tmp_path / "fresh")
+    fresh = (tmp_path / "fresh" / "results.csv").read_bytes()
+    assert (tmp_path / "results.csv").read_bytes() == fresh
+
+
+def test_progress_counts_only_for_the_same_job_and_sources(tmp_path: Path) -> None:
+    jobs = TINY.jobs()
+    log = ProgressLog(tmp_path / PROGRESS_FILE)
+    log.append(jobs[0], run_job(jobs[0]))
+    with log.path.open("a") as file:
+        file.write('{"job": [cut off')
+    assert list(log.load(jobs)) == [jobs[0]]
+    assert log.path.read_text().endswith("\n")
+    other = Suite("tiny", "", (Part("engine", *_members(ENGINES), **{**SHORT, "horizon_s": 6.0}),))
+    assert log.load(other.jobs()) == {}
+    log.version = "other sources"
+    assert log.load(jobs) == {}
+
+
+def _members(part: Part) -> tuple[tuple[str, ...], ...]:
+    return part.scenarios, part.engine_policies, part.router_policies
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_failing_job_costs_only_its_row(tmp_path: Path, processes: int) -> None:
+    bad = Part("engine", ("chat-h100",), ("vllm-v1", "no-such-policy"), ("round-robin",), **SHORT)
+    report = run_leaderboard(Suite("bad", "", (bad,)), tmp_path, processes=processes)
+    assert len(report.failures) == 2
+    assert len(report.rows) == 2
+    assert all("no-such-policy" in text for text in report.failures.values())
+    assert "Failed episodes" in (tmp_path / "leaderboard.md").read_text()
+    assert (tmp_path / PROGRESS_FILE).exists()
+
+
+def test_run_jobs_reports_each_job() -> None:
+    seen: list[Job] = []
+    jobs = TINY.jobs()[:2]
+    batch = run_jobs(jobs, on_result=lambda job, outcome: seen.append(job))
+    assert seen == jobs
+    assert list(batch.results) == jobs
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suites_name_existing_things_and_unseen_seeds(name: str) -> None:
+    suite = find_suite(name)
+    jobs = suite.jobs()
+    assert len(jobs) == len(set(jobs))
+    test_seeds = {name: load_scenario(name).test_seeds for name in {j.scenario for j in jobs}}
+    assert all(job.seed in test_seeds[job.scenario] for job in jobs)
+    for part in suite.parts:
+        for policy in part.engine_policies:
+            make_engine_policy(policy)
+        for policy in part.router_policies:
+            make_router_policy(policy)
+
+
+def test_the_quick_suite_has_ten_policies() -> None:
+    quick = SUITES["quick"].parts
+    engines = {policy for part in quick for policy in part.engine_policies}
+    routers = {policy for part in quick for policy in part.router_policies}
+    assert len(engines) + len(routers) >= 10
+    assert engines == set(ENGINE_BASELINES)
+    assert routers == set(ROUTER_BASELINES)
+
+
+def test_unknown_suite() -> None:
+    with pytest.raises(ValueError, match="choose one of quick"):
+        find_suite("slow")

@@ -1,0 +1,91 @@
+"""CSV bytes, rankings and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import random
+
+import pytest
+
+from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS
+from synergy_gym.evaluation.tables import cell, csv_text, markdown, ranking
+
+REQUIRED = (
+    "suite, scenario, load, seed, engine_policy, router_policy, offered, finished, rejected, "
+    "aborted, failed, slo_attainment, e2e_attainment, ttft_attainment, tpot_attainment, "
+    "goodput_rps, throughput_tps, ttft_p50_s, ttft_p90_s, ttft_p99_s, tpot_p50_s, tpot_p90_s, "
+    "tpot_p99_s, e2e_p50_s, e2e_p90_s, e2e_p99_s, preemptions, cached_tokens, log_hash"
+)
+
+
+def row(policy: str, load: float, seed: int, attainment: float) -> dict[str, object]:
+    values: dict[str, object] = dict.fromkeys(COLUMNS, 0.0)
+    return values | {
+        "suite": "s",
+        "scenario": "one",
+        "load": load,
+        "seed": seed,
+        "engine_policy": policy,
+        "router_policy": "round-robin",
+        "slo_attainment": attainment,
+        "preemptions": 1,
+    }
+
+
+ROWS = [
+    row(policy, load, seed, max(0.0, best - drop * (load - 0.8)))
+    for policy, best, drop in (("good", 1.0, 0.25), ("bad", 0.95, 1.0))
+    for load in (0.8, 1.0, 1.2)
+    for seed in (1, 2)
+]
+
+
+def test_columns_begin_as_the_design_fixes_them() -> None:
+    assert ", ".join(COLUMNS).startswith(REQUIRED + ", ")
+    assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def test_csv_does_not_depend_on_the_order_of_rows(seed: int) -> None:
+    mixed = ROWS.copy()
+    random.Random(seed).shuffle(mixed)
+    assert csv_text(mixed, COLUMNS) == csv_text(ROWS, COLUMNS)
+    lines = list(csv.DictReader(io.StringIO(csv_text(mixed, COLUMNS))))
+    keys = [(line["scenario"], float(line["load"]), int(line["seed"])) for line in lines]
+    assert keys == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1 + 0.2, "0.3"), (1.0, "1"), (math.nan, ""), (7, "7"), ("a", "a"), (1e-7, "1e-07")],
+)
+def test_cell(value: object, text: str) -> None:
+    assert cell(value) == text
+
+
+def test_ranking() -> None:
+    table = ranking(ROWS, "engine_policy")
+    assert list(table["policy"]) == ["good", "bad"]
+    assert table["slo_attainment"].tolist() == pytest.approx([0.95, 0.75])
+    assert table["load 1.2"].tolist() == pytest.approx([0.9, 0.55])
+    assert table["capacity"].tolist() == pytest.approx([1.2, 0.85])
+    assert table["episodes"].tolist() == [6, 6]
+    assert table["preemptions"].tolist() == [6, 6]
+
+
+def test_a_policy_that_misses_episodes_comes_last() -> None:
+    part = [r for r in ROWS if r["engine_policy"] == "bad" or r["load"] == 0.8]
+    assert list(ranking(part, "engine_policy")["policy"]) == ["bad", "good"]
+
+
+def test_markdown() -> None:
+    text = markdown(ranking(ROWS, "engine_policy"))
+    lines = text.splitlines()
+    assert lines[0].startswith("| rank | policy | slo_attainment |")
+    assert lines[2].startswith("| 1 | good | 95.0 % |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_key_columns_lead() -> None:
+    assert COLUMNS[: len(KEY_COLUMNS)] == KEY_COLUMNS
