@@ -23,6 +23,9 @@ Split = Literal["train", "validation", "test"]
 WorkloadSource = Workload | Callable[[float, int], Workload]
 """Fixed traffic, or a function of (load, seed)."""
 
+Outcome = tuple[int, int, int]
+"""(kind of the next point, its instant in ns, requests that met their SLOs so far)."""
+
 Part = slice | IntArray
 """Numbers of the flat observation that form one entry of the Dict form."""
 
@@ -117,6 +120,17 @@ class ServingEnv(gym.Env[Any, Any]):
             if self._dict
             else spaces.Box(low, high)
         )
+
+    def _adopt(
+        self, fused: tuple[Callable[..., Outcome], Float32Array] | None
+    ) -> Callable[..., Outcome] | None:
+        """Write observations where the fused step does; returns the step, if there is one."""
+        if fused is None:
+            return None
+        step, buffer = fused
+        buffer[:] = self._buffer
+        self._buffer = buffer
+        return step
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-from synergy_gym.envs.base import Episode, Part, ServingEnv, Split, WorkloadSource
-from synergy_gym.envs.fused import Outcome, router_stepper
+from synergy_gym.envs.base import Episode, Outcome, Part, ServingEnv, Split, WorkloadSource
+from synergy_gym.envs.fused import router_stepper
 from synergy_gym.envs.rendering import Frame, Gauge
 from synergy_gym.features import (
     NUM_REQUEST_FEATURES,
@@ -286,7 +286,8 @@ class ClusterRoutingEnv(ServingEnv):
         plain = self._shaping is None and not self._human and not self._can_be_down
         scale = self._features.scale
         usable = plain and self._ruled
-        self._fused = router_stepper(simulator, scale, self._buffer) if usable else None
+        fused = router_stepper(simulator, scale, len(self._buffer)) if usable else None
+        self._fused = self._adopt(fused)
 
     def _fresh_policies(self) -> list[EnginePolicy]:
         return [copy.deepcopy(make_engine_policy(self._policy_source)) for _ in self.engines]

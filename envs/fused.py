@@ -13,11 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.features import RequestField, write_engine_features, write_router_features
+from synergy_gym.envs.base import Outcome
+from synergy_gym.features import (
+    ENGINE_SCALE_SIZE,
+    NUM_REQUEST_FEATURES,
+    NUM_ROUTER_FEATURES,
+    ROUTER_CLASS_SCALE_SIZE,
+    ROUTER_COMMON_SCALE_SIZE,
+    ROUTER_ENGINE_SCALE_SIZE,
+    RequestField,
+    write_engine_features,
+    write_request,
+    write_router_ages,
+    write_router_row,
+)
 from synergy_gym.observation import Float32Array
 from synergy_gym.sim.clock import advance, take_batch, take_route
 from synergy_gym.sim.exports import write_state
-from synergy_gym.sim.jit import kernel
+from synergy_gym.jit import direct, kernel
 from synergy_gym.sim.layout import (
     ATTEMPT_MASK,
     ATTEMPT_SHIFT,
@@ -30,21 +43,22 @@ from synergy_gym.sim.layout import (
     H_NOW,
     H_PREQ,
     H_REQ,
+    H_REQUEST,
     H_ROWS,
     H_SESSION,
     H_SESSION_TABLE,
+    H_SLO_CLASSES,
+    H_STATE,
+    H_STRIDE,
     P_BUDGET,
     P_CAP,
     P_CHUNK,
     PRIORITY_SHIFT,
     REQUEST_SIZE,
+    T_DIRTY,
 )
 from synergy_gym.sim.points import ROUTE
-from synergy_gym.sim.telemetry import refresh_rows
-from synergy_gym.types import EngineStateField, FloatArray
-
-Outcome = tuple[int, int, int]
-"""(kind of the next point, its instant in ns, requests that met their SLOs so far)."""
+from synergy_gym.sim.telemetry import ROW_SIZE, refresh_rows
 
 _NOW, _PROMPT = int(RequestField.NOW_NS), int(RequestField.PROMPT_TOKENS)
 _SESSION, _AGE = int(RequestField.SESSION_ENGINE), int(RequestField.SESSION_AGE_NS)
@@ -54,13 +68,13 @@ _EXPECTED = int(RequestField.EXPECTED_OUTPUT_MILLITOKENS)
 
 
 @kernel
-def _step_engine(a, scale, state, out, budget, cap):  # type: ignore[no-untyped-def]
+def _step_engine(a, io, budget, cap):  # type: ignore[no-untyped-def]
     e = a[H_ENG]
     a[e + P_BUDGET], a[e + P_CAP], a[e + P_CHUNK] = budget, cap, 0
     take_batch(a, 0, e)
     point = advance(a, 0)
-    write_state(a, 0, e, state)
-    write_engine_features(state, 0, scale, out, 0)
+    write_state(a, 0, e, a, a[H_STATE])
+    write_engine_features(a, a[H_STATE], io, io, ENGINE_SCALE_SIZE)
     return point, a[H_NOW], a[H_MET]
 
 
@@ -73,57 +87,83 @@ def _session_slot(a, r):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _write_request_vector(a, request):  # type: ignore[no-untyped-def]
+def _write_request_vector(a, request, at):  # type: ignore[no-untyped-def]
     r = a[H_PREQ]
     q = a[H_REQ] + r * REQUEST_SIZE
     meta, slot, now = a[q + F_META], _session_slot(a, r), a[H_NOW]
     engine = a[slot] if slot else -1
-    request[_NOW] = now
-    request[_PROMPT] = a[q + F_PROMPT]
-    request[_SESSION] = engine
-    request[_AGE] = now - a[slot + 1] if engine >= 0 else -1
-    request[_ATTEMPT] = ((meta >> ATTEMPT_SHIFT) & ATTEMPT_MASK) - 1
-    request[_CLASS] = meta & CLASS_MASK
-    request[_PRIORITY] = meta >> PRIORITY_SHIFT
-    request[_EXPECTED] = -1
+    request[at + _NOW] = now
+    request[at + _PROMPT] = a[q + F_PROMPT]
+    request[at + _SESSION] = engine
+    request[at + _AGE] = now - a[slot + 1] if engine >= 0 else -1
+    request[at + _ATTEMPT] = ((meta >> ATTEMPT_SHIFT) & ATTEMPT_MASK) - 1
+    request[at + _CLASS] = meta & CLASS_MASK
+    request[at + _PRIORITY] = meta >> PRIORITY_SHIFT
+    request[at + _EXPECTED] = -1
 
 
 @kernel
-def _step_router(a, scale, request, out, engine):  # type: ignore[no-untyped-def]
+def _write_observation(a, io, engines):  # type: ignore[no-untyped-def]
+    """`write_router_features`, leaving the blocks of engines whose rows have not changed."""
+    common = engines * ROUTER_ENGINE_SCALE_SIZE
+    at = common + ROUTER_COMMON_SCALE_SIZE + ROUTER_CLASS_SCALE_SIZE * a[H_SLO_CLASSES]
+    blocks = at + NUM_REQUEST_FEATURES
+    write_request(a, a[H_REQUEST], io, common, io, at)
+    write_router_ages(a, a[H_ROWS], engines, a, a[H_REQUEST], io, blocks)
+    for i in range(engines):
+        e = a[H_ENG] + i * a[H_STRIDE]
+        if a[e + T_DIRTY] != 0:
+            a[e + T_DIRTY] = 0
+            row, scale = a[H_ROWS] + i * ROW_SIZE, i * ROUTER_ENGINE_SCALE_SIZE
+            write_router_row(a, row, io, scale, common, io, blocks + i * NUM_ROUTER_FEATURES)
+
+
+@kernel
+def _step_router(a, io, engine):  # type: ignore[no-untyped-def]
     slot = _session_slot(a, a[H_PREQ])
     if slot:
         a[slot], a[slot + 1] = engine, a[H_NOW]
     take_route(a, 0, engine)
     point = advance(a, 0)
     if point == ROUTE:
-        _write_request_vector(a, request)
+        _write_request_vector(a, a, a[H_REQUEST])
         refresh_rows(a, 0, a[H_E], a[H_NOW])
-        write_router_features(a, a[H_ROWS], a[H_E], request, scale, out, 0)
+        _write_observation(a, io, a[H_E])
     return point, a[H_NOW], a[H_MET]
 
 
+def _joined(scale: Float32Array, size: int) -> Float32Array:
+    """Scales and observation in one array: each further array argument costs time."""
+    return np.concatenate([scale, np.zeros(size, np.float32)])
+
+
 def engine_stepper(
-    simulator: Any, scale: FloatArray, out: Float32Array
-) -> Callable[[int, int], Outcome] | None:
+    simulator: Any, scale: Float32Array, size: int
+) -> tuple[Callable[[int, int], Outcome], Float32Array] | None:
     """`step(token_budget, max_running)` of a single-engine simulator, or `None` without an arena.
 
-    Both arguments must be legal. The observation is written to `out`.
+    Both arguments must be legal. Returns the step and the buffer of `size` numbers that it
+    writes the observation to.
     """
     arena = getattr(simulator, "arena", None)
     if arena is None:
         return None
-    state = np.zeros(len(EngineStateField), np.int64)
-    return partial(_step_engine, arena, scale, state, out)
+    io = _joined(scale, size)
+    return partial(direct(_step_engine), arena, io), io[len(scale) :]
 
 
 def router_stepper(
-    simulator: Any, scale: FloatArray, out: Float32Array
-) -> Callable[[int], Outcome] | None:
+    simulator: Any, scale: Float32Array, size: int
+) -> tuple[Callable[[int], Outcome], Float32Array] | None:
     """`step(engine)` of a cluster whose engines all follow rules, or `None` without an arena.
 
-    The engine must be up. The observation is written to `out`, except at the end of the episode.
+    The engine must be up. Returns the step and the buffer of `size` numbers that it writes
+    the observation to, except at the end of the episode.
     """
     arena = getattr(simulator, "arena", None)
     if arena is None:
         return None
-    return partial(_step_router, arena, scale, np.zeros(len(RequestField), np.int64), out)
+    for i in range(int(arena[H_E])):
+        arena[arena[H_ENG] + i * arena[H_STRIDE] + T_DIRTY] = 1
+    io = _joined(scale, size)
+    return partial(direct(_step_router), arena, io), io[len(scale) :]

@@ -19,12 +19,12 @@ import typer
 from synergy_gym import cli_tables as tables
 
 if TYPE_CHECKING:
-    from synergy_gym.evaluation.runner import Result
     from synergy_gym.scenario import Scenario
     from synergy_gym.workload.base import Workload
 
 ALL = "all"
 DEBUG_VARIABLE = "SYNERGY_GYM_DEBUG"
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="synergy-gym",
@@ -60,8 +60,8 @@ def _exit_code(arguments: list[str] | None) -> int:
     try:
         return int(app(args=arguments, prog_name="synergy-gym", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
-        tables.error("interrupted; the same leaderboard command goes on where it stopped")
-        return 130
+        tables.error("interrupted")
+        return INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own usage errors
             return _usage_error(error)
@@ -99,10 +99,16 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of traffic, noise and policies.", min=0)] = 0,
     trace: Annotated[Path | None, typer.Option(help="Play this trace instead.")] = None,
     format: Annotated[str | None, typer.Option(help="Layout of the trace.")] = None,
-    rate_scale: Annotated[float, typer.Option(help="Play the trace this much faster.")] = 1.0,
+    rate_scale: Annotated[float | None, typer.Option(help="Play the trace so much faster.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many requests.")] = None,
     start: Annotated[float | None, typer.Option(help="Skip the first seconds.")] = None,
     end: Annotated[float | None, typer.Option(help="Stop at this second of the trace.")] = None,
+    zero_output: Annotated[
+        str | None, typer.Option(help="Rows without output tokens: error, drop or one.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests/s for a trace without arrival times.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write tables and manifest here.")] = None,
 ) -> None:
     """Play one episode per policy and print its figures.
@@ -113,14 +119,16 @@ def run(
     from synergy_gym.scenario import load_scenario
 
     world = load_scenario(scenario)
-    workload = _trace_workload(trace, format, rate_scale, limit, start, end)
+    options = {"format": format, "rate_scale": rate_scale, "limit": limit, "start": start}
+    options |= {"end": end, "zero_output": zero_output, "rate": rate}
+    workload = _trace_workload(trace, options)
     if workload is not None and load is not None:
         raise ValueError("--load scales generated traffic; scale a trace with --rate-scale")
     pairs = _pairs(world, engine_policy, router_policy)
     results = _play(world, pairs, 1.0 if load is None else load, seed, workload)
     tables.show(tables.comparison(_title(world, load, trace), results))
     if len(results) == 1:
-        tables.show(tables.details(results[0][1]))
+        tables.show(tables.details(results[0].result))
     if out is not None:
         _write_run(out, results)
 
@@ -130,27 +138,20 @@ def _title(world: Scenario, load: float | None, trace: Path | None) -> str:
     return f"{world.name}, {traffic} (simulated)"
 
 
-def _trace_workload(
-    trace: Path | None,
-    layout: str | None,
-    rate_scale: float,
-    limit: int | None,
-    start: float | None,
-    end: float | None,
-) -> Workload | None:
-    given = {"--format": layout, "--limit": limit, "--start": start, "--end": end}
+def _trace_workload(trace: Path | None, options: dict[str, Any]) -> Workload | None:
+    """The trace that the options ask for; `None` without one."""
+    given = {name: value for name, value in options.items() if value is not None}
     if trace is None:
-        unused = [name for name, value in given.items() if value is not None]
-        if unused or rate_scale != 1.0:
-            raise ValueError(f"{(unused or ['--rate-scale'])[0]} needs --trace FILE")
+        if given:
+            raise ValueError(f"--{next(iter(given)).replace('_', '-')} needs --trace FILE")
         return None
-    from synergy_gym.workload.traces import load_trace
+    from synergy_gym.workload.traces import list_formats, load_trace
 
-    if layout is None:
-        raise ValueError(f"--trace {trace} needs --format, one of the layouts of `list traces`")
-    workload = load_trace(
-        trace, layout, rate_scale=rate_scale, limit=limit, start_s=start or 0.0, end_s=end
-    )
+    if "format" not in given:
+        raise ValueError(f"--trace {trace} needs --format, one of {', '.join(list_formats())}")
+    seconds = {"start": "start_s", "end": "end_s", "rate": "rate_rps"}
+    named = {seconds.get(name, name): value for name, value in given.items()}
+    workload = load_trace(trace, **named)
     if not len(workload):
         raise ValueError(
             f"{trace}: no requests to play; check the file, or widen --start, --end and --limit"
@@ -181,7 +182,7 @@ def _play(
     load: float,
     seed: int,
     workload: Workload | None,
-) -> list[tuple[str, Result]]:
+) -> list[tables.Played]:
     from synergy_gym.evaluation.runner import evaluate
 
     results = []
@@ -190,15 +191,16 @@ def _play(
         for engine, router in pairs:
             bar.update(task, description=f"{engine} + {router}")
             result = evaluate(world, engine, router, load, seed, workload=workload)
-            results.append((f"{engine} + {router}", result))
+            results.append(tables.Played(engine, router, result))
             bar.advance(task)
     return results
 
 
-def _write_run(out: Path, results: list[tuple[str, Result]]) -> None:
+def _write_run(out: Path, results: list[tables.Played]) -> None:
     from synergy_gym.evaluation.manifest import write_json
 
-    for name, result in results:
+    for played in results:
+        name, result = f"{played.engine}+{played.router}", played.result
         folder = out if len(results) == 1 else out / _slug(name)
         folder.mkdir(parents=True, exist_ok=True)
         result.requests.to_csv(
@@ -210,8 +212,7 @@ def _write_run(out: Path, results: list[tuple[str, Result]]) -> None:
 
 
 def _slug(name: str) -> str:
-    kept = (c if c.isalnum() or c in "-+.=" else "_" for c in name.replace(" + ", "+"))
-    return "".join(kept)
+    return "".join(c if c.isalnum() or c in "-+.=" else "_" for c in name)
 
 
 def command_line() -> str:
@@ -238,9 +239,13 @@ def leaderboard(
             if bar.disable and done * 10 // total > (done - 1) * 10 // total:
                 tables.note(f"{done} of {total} episodes")
 
-        report = run_leaderboard(
-            chosen, out, processes=jobs, command=command_line(), on_progress=on_progress
-        )
+        try:
+            report = run_leaderboard(
+                chosen, out, processes=jobs, command=command_line(), on_progress=on_progress
+            )
+        except KeyboardInterrupt:
+            tables.error(f"interrupted; the same command with --out {out} goes on from here")
+            raise typer.Exit(INTERRUPTED) from None
     for part, ranked in report.rankings():
         title = f"{part.track} policies on {', '.join(part.scenarios)} (simulated)"
         tables.show(tables.ranking_table(title, ranked))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -75,7 +75,8 @@ def _ms(value: float) -> str:
 
 
 COMPARISON = (
-    "policies",
+    "engine policy",
+    "router policy",
     "offered",
     "finished",
     "SLO met",
@@ -92,13 +93,22 @@ COMPARISON = (
 )
 
 
-def comparison(title: str, results: list[tuple[str, Result]]) -> Table:
+class Played(NamedTuple):
+    """One episode and the policies that played it."""
+
+    engine: str
+    router: str
+    result: Result
+
+
+def comparison(title: str, results: list[Played]) -> Table:
     """One line per pair of policies, over the scored window."""
-    table = _table(title, *COMPARISON)
-    for name, result in results:
+    table = _table(title, *COMPARISON, left=2)
+    for engine, router, result in results:
         s = result.summary
         table.add_row(
-            escape(name),
+            escape(engine),
+            escape(router),
             str(s["offered"]),
             str(s["finished"]),
             percent(s["slo_attainment"]),

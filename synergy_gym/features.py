@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from synergy_gym.jit import kernel
 from synergy_gym.observation import Float32Array, Group, ObservationLayout, Slot
 from synergy_gym.types import (
     NS_PER_S,
@@ -33,7 +33,6 @@ from synergy_gym.types import (
     EngineSpec,
     EngineStateField,
     EngineView,
-    FloatArray,
     IntArray,
     RequestView,
     RouterRow,
@@ -174,8 +173,8 @@ def router_layout(engines: int) -> ObservationLayout:
     )
 
 
-def engine_scale(spec: EngineSpec, slos: Sequence[SLO]) -> FloatArray:
-    """The float64 scales that `write_engine_features` divides by."""
+def engine_scale(spec: EngineSpec, slos: Sequence[SLO]) -> Float32Array:
+    """The float32 scales that `write_engine_features` divides by."""
     return np.array(
         [
             spec.max_num_seqs,
@@ -186,12 +185,12 @@ def engine_scale(spec: EngineSpec, slos: Sequence[SLO]) -> FloatArray:
             _tightest(slos, "ttft_s", DEFAULT_TTFT_S),
             _tightest(slos, "tpot_s", DEFAULT_TPOT_S),
         ],
-        np.float64,
+        np.float32,
     )
 
 
-def router_scale(engines: Sequence[EngineSpec], slos: Sequence[SLO]) -> FloatArray:
-    """The float64 scales of `write_router_features`: per engine, common, per SLO class."""
+def router_scale(engines: Sequence[EngineSpec], slos: Sequence[SLO]) -> Float32Array:
+    """The float32 scales of `write_router_features`: per engine, common, per SLO class."""
     heaviest = max(spec.weight for spec in engines)
     values: list[float] = []
     for spec in engines:
@@ -207,7 +206,7 @@ def router_scale(engines: Sequence[EngineSpec], slos: Sequence[SLO]) -> FloatArr
         values.append(_objective(slo.ttft_s, DEFAULT_TTFT_S))
         values.append(_objective(slo.tpot_s, DEFAULT_TPOT_S))
         values.append(_objective(slo.e2e_s, DEFAULT_E2E_S))
-    return np.array(values, np.float64)
+    return np.array(values, np.float32)
 
 
 def _tightest(slos: Sequence[SLO], name: str, default_s: float) -> float:
@@ -219,15 +218,12 @@ def _objective(value_s: float | None, scale_s: float) -> float:
     return 1.0 if value_s is None else value_s / (value_s + scale_s)
 
 
-_kernel = numba.njit(cache=True, _nrt=False, error_model="numpy")
-
-
-@_kernel  # type: ignore[untyped-decorator]
+@kernel
 def _sat(x, c):  # type: ignore[no-untyped-def]
     return x / (x + c)
 
 
-@_kernel  # type: ignore[untyped-decorator]
+@kernel
 def _share(x, c):  # type: ignore[no-untyped-def]
     return min(x / c, 1.0)
 
@@ -242,7 +238,7 @@ _LAST_TOKENS, _LAST_DECODES = int(_S.LAST_TOKENS), int(_S.LAST_DECODES)
 _LAST_PREEMPTED, _LAST_BUDGET = int(_S.LAST_PREEMPTED), int(_S.LAST_BUDGET)
 
 
-@_kernel  # type: ignore[untyped-decorator]
+@kernel
 def write_engine_features(state, so, scale, out, oo):  # type: ignore[no-untyped-def]
     """Write `NUM_ENGINE_FEATURES` numbers to `out[oo:]` from the state vector at `state[so:]`.
 
@@ -283,25 +279,25 @@ _CLASS, _PRIORITY = int(_R.SLO_CLASS), int(_R.PRIORITY)
 _EXPECTED = int(_R.EXPECTED_OUTPUT_MILLITOKENS)
 
 
-@_kernel  # type: ignore[untyped-decorator]
-def write_request(request, scale, so, out, oo):  # type: ignore[no-untyped-def]
+@kernel
+def write_request(request, qo, scale, so, out, oo):  # type: ignore[no-untyped-def]
     """Write the `NUM_REQUEST_FEATURES` numbers of a request; `so` is where common scales start."""
-    priority = request[_PRIORITY]
-    classes = so + ROUTER_COMMON_SCALE_SIZE + ROUTER_CLASS_SCALE_SIZE * request[_CLASS]
-    known = 1.0 if request[_SESSION] >= 0 else 0.0
-    out[oo] = _sat(request[_PROMPT], scale[so])
-    out[oo + 1] = _share(request[_PROMPT], scale[so + 1])
-    out[oo + 2] = _sat(max(request[_EXPECTED], 0), _OUTPUT)
+    priority = request[qo + _PRIORITY]
+    classes = so + ROUTER_COMMON_SCALE_SIZE + ROUTER_CLASS_SCALE_SIZE * request[qo + _CLASS]
+    known = 1.0 if request[qo + _SESSION] >= 0 else 0.0
+    out[oo] = _sat(request[qo + _PROMPT], scale[so])
+    out[oo + 1] = _share(request[qo + _PROMPT], scale[so + 1])
+    out[oo + 2] = _sat(max(request[qo + _EXPECTED], 0), _OUTPUT)
     out[oo + 3] = known
-    out[oo + 4] = known * (_SESSION_AGE / (max(request[_AGE], 0) + _SESSION_AGE))
-    out[oo + 5] = _sat(request[_ATTEMPT], 1.0)
+    out[oo + 4] = known * (_SESSION_AGE / (max(request[qo + _AGE], 0) + _SESSION_AGE))
+    out[oo + 5] = _sat(request[qo + _ATTEMPT], 1.0)
     out[oo + 6] = priority / (abs(priority) + 1.0)
     out[oo + 7] = scale[classes]
     out[oo + 8] = scale[classes + 1]
     out[oo + 9] = scale[classes + 2]
 
 
-@_kernel  # type: ignore[untyped-decorator]
+@kernel
 def write_router_row(rows, r, scale, so, co, out, oo):  # type: ignore[no-untyped-def]
     """Write what changes only with an engine's row: all of its block but ages and session.
 
@@ -328,13 +324,13 @@ def write_router_row(rows, r, scale, so, co, out, oo):  # type: ignore[no-untype
     out[oo + 20] = _sat(rows[r + 20], seqs)
 
 
-@_kernel  # type: ignore[untyped-decorator]
-def write_router_ages(rows, ro, engines, request, out, oo):  # type: ignore[no-untyped-def]
+@kernel
+def write_router_ages(rows, ro, engines, request, qo, out, oo):  # type: ignore[no-untyped-def]
     """Write what changes with every request: ages and the session flag of each block.
 
     `oo` is where the first engine's block starts.
     """
-    now, session = request[_NOW], request[_SESSION]
+    now, session = request[qo + _NOW], request[qo + _SESSION]
     for engine in range(engines):
         r, o = ro + engine * _ROW, oo + engine * NUM_ROUTER_FEATURES
         out[o + 2] = 1.0 if engine == session else 0.0
@@ -342,8 +338,8 @@ def write_router_ages(rows, ro, engines, request, out, oo):  # type: ignore[no-u
         out[o + 13] = _sat(now - rows[r + 12], _SCRAPE_AGE)
 
 
-@_kernel  # type: ignore[untyped-decorator]
-def write_router_features(rows, ro, engines, request, scale, out, oo):  # type: ignore[no-untyped-def]
+@kernel
+def write_router_features(rows, ro, engines, request, qo, scale, out, oo):  # type: ignore[no-untyped-def]
     """Write `NUM_REQUEST_FEATURES + engines * NUM_ROUTER_FEATURES` numbers to `out[oo:]`.
 
     `rows` is the router's int64 table, flattened, from `rows[ro]` on; `request` the vector of
@@ -352,8 +348,8 @@ def write_router_features(rows, ro, engines, request, scale, out, oo):  # type: 
     """
     common = engines * ROUTER_ENGINE_SCALE_SIZE
     blocks = oo + NUM_REQUEST_FEATURES
-    write_request(request, scale, common, out, oo)
-    write_router_ages(rows, ro, engines, request, out, blocks)
+    write_request(request, qo, scale, common, out, oo)
+    write_router_ages(rows, ro, engines, request, qo, out, blocks)
     for engine in range(engines):
         so, o = engine * ROUTER_ENGINE_SCALE_SIZE, blocks + engine * NUM_ROUTER_FEATURES
         write_router_row(rows, ro + engine * _ROW, scale, so, common, out, o)
@@ -426,5 +422,7 @@ class RouterFeatures:
     ) -> Float32Array:
         """Like a call, from the table `(engines, len(RouterRow))` and the request vector."""
         result = np.empty(self.layout.size, np.float32) if out is None else out
-        write_router_features(rows.reshape(-1), 0, self.engines, request, self.scale, result, 0)
+        write_router_features(
+            rows.reshape(-1), 0, self.engines, request, 0, self.scale, result, 0
+        )
         return result

@@ -160,11 +160,16 @@ def _spread(name: str, values: FloatArray) -> dict[str, float]:
 
 
 def itl_summary(itl: Itl) -> dict[str, float]:
-    """Mean, standard deviation and percentiles of the pooled inter-token gaps, seconds."""
-    gaps, weights = itl[0] / NS_PER_S, itl[1]
-    total = int(weights.sum())
-    mean = float(np.dot(gaps, weights) / total) if total else float("nan")
-    variance = float(np.dot((gaps - mean) ** 2, weights) / total) if total else float("nan")
+    """Mean, standard deviation and percentiles of the pooled inter-token gaps, seconds.
+
+    The order of the gaps, and whether equal ones are merged, makes no difference.
+    """
+    gaps_ns, position = np.unique(itl[0], return_inverse=True)
+    weights = np.zeros(len(gaps_ns), np.int64)
+    np.add.at(weights, position, itl[1])
+    gaps, total = gaps_ns / NS_PER_S, int(weights.sum())
+    mean = _ratio(int(np.sum(gaps_ns * weights)) / NS_PER_S, total)
+    variance = _ratio(float(np.sum((gaps - mean) ** 2 * weights)), total)
     figures = {"itl_mean_s": mean, "itl_std_s": variance**0.5}
     for p, value in zip(PERCENTILES, weighted_percentile(gaps, weights, PERCENTILES), strict=True):
         figures[f"itl_p{p}_s"] = float(value)

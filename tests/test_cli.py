@@ -54,7 +54,8 @@ def test_run_prints_and_writes(
     arguments = ("--engine-policy", "vllm-v1", "--trace", trace, "--format", "azure")
     code, out, err = cli(capsys, "run", "chat-h100", *arguments, "--out", out_dir)
     assert code == 0
-    assert "vllm-v1 + round-robin" in out
+    assert "vllm-v1" in out
+    assert "round-robin" in out
     assert "simulated" in out
     assert "written to" in err
     rows = list(csv.DictReader((out_dir / "requests.csv").read_text().splitlines()))

@@ -174,8 +174,8 @@ def test_partial_writers_compose(rng: np.random.Generator) -> None:
     flat, common = rows.reshape(-1), 3 * f.ROUTER_ENGINE_SCALE_SIZE
     out = np.zeros(features.layout.size, np.float32)
     blocks = f.NUM_REQUEST_FEATURES
-    f.write_request(vector, features.scale, common, out, 0)
-    f.write_router_ages(flat, 0, 3, vector, out, blocks)
+    f.write_request(vector, 0, features.scale, common, out, 0)
+    f.write_router_ages(flat, 0, 3, vector, 0, out, blocks)
     for engine in (2, 0, 1):
         f.write_router_row(
             flat,

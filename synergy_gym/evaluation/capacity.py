@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ def calibrate_rate(
 ) -> Calibration:
     """Find the rate at which `vllm-v1` + `round-robin` attain the target (design: load 1.0).
 
-    The rate is rounded to three significant digits before it is played for the figure
+    The rate is rounded down to three significant digits before it is played for the figure
     that `Calibration.attainment` reports.
 
     Args:
@@ -227,8 +228,14 @@ def calibrate_rate(
         return value
 
     rate, _ = highest_load(attainment, target=target, start=world.rate_rps, tolerance=tolerance)
-    rounded = float(f"{rate:.3g}")
+    rounded = _floor(rate)
     return Calibration(world.name, rounded, attainment(rounded), chosen, target)
+
+
+def _floor(rate: float) -> float:
+    """Three significant digits, rounded down."""
+    unit = 10.0 ** (math.floor(math.log10(rate)) - 2)
+    return float(f"{math.floor(rate / unit * (1 + 1e-12)) * unit:.3g}")
 
 
 _RATE_LINE = re.compile(r"^(?P<indent>[ \t]*)(?P<key>rate_rps|rate_source)[ \t]*=.*$", re.MULTILINE)

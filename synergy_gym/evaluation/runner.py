@@ -150,28 +150,26 @@ class Player:
 
     def _batch(self, engine: int) -> None:
         policy = self.engines[engine]
-        step = self.sim.last_step(engine)
         view = self.sim.engine_view(engine)
+        step = view.last_step
         began = time.perf_counter_ns()
         try:
             if step is not None and step != self._seen[engine]:
                 policy.observe(step)
             decision = policy.decide(view)
         except Exception as error:
-            error.add_note(self._where(f"engine policy {policy.label!r} (engine {engine})"))
+            error.add_note(self._where(policy, engine))
             raise
         self._count("engine", began)
         self._seen[engine] = step
-        self._answer_batch(policy, engine, decision)
-
-    def _answer_batch(self, policy: EnginePolicy, engine: int, decision: BatchDecision) -> None:
-        who = f"engine policy {policy.label!r} (engine {engine})"
         if not isinstance(decision, BatchDecision):
-            raise PolicyError(f"{self._where(who)}: returned {decision!r}; return a BatchDecision")
+            where = self._where(policy, engine)
+            raise PolicyError(f"{where}: returned {decision!r}; return a BatchDecision")
         try:
             self.sim.batch(decision)
         except (ValueError, TypeError) as error:
-            raise PolicyError(f"{self._where(who)}: {error} (decision: {decision})") from error
+            where = self._where(policy, engine)
+            raise PolicyError(f"{where}: {error} (decision: {decision})") from error
 
     def _route(self) -> None:
         policy = self.router
@@ -184,22 +182,21 @@ class Player:
                 policy.observe(completion)
             target = policy.route(request, cluster)
         except Exception as error:
-            error.add_note(self._where(f"router policy {policy.label!r}"))
+            error.add_note(self._where(policy))
             raise
         self._count("router", began)
-        self._answer_route(target)
-
-    def _answer_route(self, target: int) -> None:
-        where = self._where(f"router policy {self.router.label!r}")
         if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
+            where = self._where(policy)
             raise PolicyError(f"{where}: returned {target!r}; return the engine's index, an int")
         try:
             self.sim.route(int(target))
         except (ValueError, TypeError) as error:
-            raise PolicyError(f"{where}: engine {int(target)}: {error}") from error
+            raise PolicyError(f"{self._where(policy)}: engine {int(target)}: {error}") from error
 
-    def _where(self, who: str) -> str:
-        return f"{who} at {self.sim.now_ns / NS_PER_S:.6f} s"
+    def _where(self, policy: EnginePolicy | RouterPolicy, engine: int | None = None) -> str:
+        layer = "router policy" if engine is None else "engine policy"
+        on = "" if engine is None else f" (engine {engine})"
+        return f"{layer} {policy.label!r}{on} at {self.sim.now_ns / NS_PER_S:.6f} s"
 
     def _count(self, layer: str, began: int) -> None:
         self.decisions[layer] += 1

@@ -103,7 +103,12 @@ def _router_part(scenarios: tuple[str, ...] = ROUTER_SCENARIOS, **options: Any) 
     return Part("router", scenarios, (DEFAULT_ENGINE,), ROUTER_BASELINES, **options)
 
 
-_SHORT: dict[str, Any] = {"loads": (0.8, 1.0, 1.2), "seeds": 2, "horizon_s": 90.0, "warmup_s": 15.0}
+_SHORT: dict[str, Any] = {
+    "loads": (0.8, 1.0, 1.2),
+    "seeds": 2,
+    "horizon_s": 150.0,
+    "warmup_s": 30.0,
+}
 
 SUITES: dict[str, Suite] = {
     suite.name: suite

@@ -12,7 +12,7 @@ import numpy as np
 from synergy_gym.latency.terms import SLOW
 from synergy_gym.sim.commit import begin_iteration, end_iteration
 from synergy_gym.sim.engine import pay_debt
-from synergy_gym.sim.jit import kernel
+from synergy_gym.jit import hot, kernel
 from synergy_gym.sim.layout import (
     ATTEMPT_MASK,
     ATTEMPT_SHIFT,
@@ -95,6 +95,7 @@ from synergy_gym.sim.layout import (
     R_COVER,
     STATE_MASK,
     T_BEATS,
+    T_DIRTY,
     T_IDLE_SINCE,
 )
 from synergy_gym.sim.lifecycle import (
@@ -118,7 +119,7 @@ from synergy_gym.sim.telemetry import (
 )
 
 
-@kernel
+@hot
 def next_arrival(a, o):  # type: ignore[no-untyped-def]
     """Time of the next arrival of the stream, or INF."""
     time = np.int64(INF)
@@ -129,7 +130,7 @@ def next_arrival(a, o):  # type: ignore[no-untyped-def]
     return time
 
 
-@kernel
+@hot
 def _skip_closed(a, o):  # type: ignore[no-untyped-def]
     """Move the trace pointer past requests that arrive after another one has left."""
     if a[o + H_THINK] == 0:
@@ -138,7 +139,7 @@ def _skip_closed(a, o):  # type: ignore[no-untyped-def]
         a[o + H_PTR] += 1
 
 
-@kernel
+@hot
 def pop_arrival(a, o):  # type: ignore[no-untyped-def]
     """Take the next request out of the arrival stream."""
     n = a[o + H_HEAP_N]
@@ -155,7 +156,7 @@ def pop_arrival(a, o):  # type: ignore[no-untyped-def]
     return r
 
 
-@kernel
+@hot
 def _next_timeout(a, o):  # type: ignore[no-untyped-def]
     """Time of the next timeout of an attempt that is still in the system, or INF."""
     if a[o + H_TIMEOUT] <= 0:
@@ -179,14 +180,14 @@ def _pop_timeout(a, o, now):  # type: ignore[no-untyped-def]
     abort(a, o, a[p + 1] & ((np.int64(1) << 40) - 1), now)
 
 
-@kernel
+@hot
 def _next_event(a, o):  # type: ignore[no-untyped-def]
     if a[o + H_EV_PTR] < a[o + H_EV_N]:
         return a[a[o + H_EV] + EVENT_SIZE * a[o + H_EV_PTR]]
     return np.int64(INF)
 
 
-@kernel
+@hot
 def _outside(a, o):  # type: ignore[no-untyped-def]
     """Time of the next thing that happens outside the engines, or INF."""
     return min(next_arrival(a, o), min(_next_event(a, o), _next_timeout(a, o)))
@@ -215,6 +216,7 @@ def _go_down(a, o, e, now):  # type: ignore[no-untyped-def]
     scrape_until(a, o, e, now)
     settle_heartbeats(a, o, e, now)
     a[e + E_DOWN] = 1
+    a[e + T_DIRTY] = 1
     a[o + H_NUM_ALIVE] -= 1
     a[a[o + H_ROWS] + a[e + E_INDEX] * ROW_SIZE] = 0
     a[e + E_FLIGHT] = 0
@@ -233,6 +235,7 @@ def _go_down(a, o, e, now):  # type: ignore[no-untyped-def]
 def _come_up(a, o, e, now):  # type: ignore[no-untyped-def]
     scrape_until(a, o, e, now - 1)
     a[e + E_DOWN] = 0
+    a[e + T_DIRTY] = 1
     a[o + H_NUM_ALIVE] += 1
     a[a[o + H_ROWS] + a[e + E_INDEX] * ROW_SIZE] = 1
     a[e + E_READY] = now
@@ -259,7 +262,7 @@ def _apply_event(a, o, now):  # type: ignore[no-untyped-def]
         a[e + E_DEBT] += lost
 
 
-@kernel
+@hot
 def _arrive(a, o, now):  # type: ignore[no-untyped-def]
     """Take one arrival; true when it needs a routing decision."""
     r = pop_arrival(a, o)
@@ -275,7 +278,7 @@ def _arrive(a, o, now):  # type: ignore[no-untyped-def]
     return True
 
 
-@kernel
+@hot
 def _apply_rule(a, o, e):  # type: ignore[no-untyped-def]
     budget = a[e + R_BUDGET]
     if a[e + R_COVER] != 0:
@@ -285,13 +288,13 @@ def _apply_rule(a, o, e):  # type: ignore[no-untyped-def]
     a[e + P_CHUNK] = a[e + R_CHUNK]
 
 
-@kernel
+@hot
 def _itl_full(a, o, e):  # type: ignore[no-untyped-def]
     room = a[o + H_ITL_SIZE] - a[o + H_ITL_N]
     return a[o + H_ITL] != 0 and room < a[e + E_MAX_SEQS] + 2
 
 
-@kernel
+@hot
 def _plan(a, o, e, start):  # type: ignore[no-untyped-def]
     """Plan engine `e` at `start`; true when a policy must decide first."""
     pay_debt(a, e)
@@ -304,7 +307,7 @@ def _plan(a, o, e, start):  # type: ignore[no-untyped-def]
     return False
 
 
-@kernel
+@hot
 def _run_engine(a, o, e, until):  # type: ignore[no-untyped-def]
     """Commit iterations that end by `until`, plan those that start before it."""
     stop = a[o + H_STOP]
@@ -330,7 +333,7 @@ def _run_engine(a, o, e, until):  # type: ignore[no-untyped-def]
                 return True
 
 
-@kernel
+@hot
 def _run_lazily(a, o, until):  # type: ignore[no-untyped-def]
     for i in range(a[o + H_E]):
         e = a[o + H_ENG] + i * a[o + H_STRIDE]
@@ -390,7 +393,7 @@ def _busy(a, o):  # type: ignore[no-untyped-def]
     return False
 
 
-@kernel
+@hot
 def _world(a, o):  # type: ignore[no-untyped-def]
     """Handle the next thing outside the engines: 0 handled, 1 routing point, 2 nothing left."""
     event = _next_event(a, o)

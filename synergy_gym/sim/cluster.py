@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from synergy_gym.latency.terms import _mix
 from synergy_gym.sim import layout as L
 from synergy_gym.sim.arena import build_arena, check_spec
 from synergy_gym.sim.clock import advance, take_batch, take_route
+from synergy_gym.sim.decision_log import MASK, chain_lists
 from synergy_gym.sim.exports import QUEUE_FIELDS, write_queue, write_state
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.sim.telemetry import refresh_rows
@@ -37,8 +37,6 @@ from synergy_gym.types import (
     TelemetrySpec,
 )
 from synergy_gym.workload.base import Workload
-
-_MASK = (1 << 64) - 1
 
 
 class Simulator:
@@ -127,6 +125,11 @@ class Simulator:
         n = len(self.workload)
         if n and int(self.workload.slo_class.max()) >= max(len(self.slos), 1):
             raise ValueError("workload.slo_class names a class beyond `slos`")
+
+    @property
+    def arena(self) -> IntArray:
+        """The simulator's memory (`sim/layout.py`), for compiled steps; not for policies."""
+        return self._a
 
     # -- running -----------------------------------------------------------------------
 
@@ -238,14 +241,8 @@ class Simulator:
         a[at : at + 2 * len(prefills) : 2] = prefills
 
     def _hash_lists(self, e: int, decision: BatchDecision) -> None:
-        h = int(self._a[e + L.E_HASH]) & _MASK
-        for values in (decision.running_order, decision.waiting_order, decision.token_caps):
-            if values is None:
-                h = _mix(h)
-                continue
-            h = _mix(h ^ (len(values) + 1))
-            for value in np.asarray(values).tolist():
-                h = _mix(h ^ (value & _MASK))
+        lists = (decision.running_order, decision.waiting_order, decision.token_caps)
+        h = chain_lists(int(self._a[e + L.E_HASH]) & MASK, lists)
         self._a[e + L.E_HASH] = h - (1 << 64) if h >> 63 else h
 
     # -- views -------------------------------------------------------------------------
@@ -253,7 +250,7 @@ class Simulator:
     def engine_state(self, engine: int) -> IntArray:
         """The engine state vector (`EngineStateField`) at the current instant."""
         out = np.zeros(len(EngineStateField), np.int64)
-        write_state(self._a, 0, self._base(engine), out)
+        write_state(self._a, 0, self._base(engine), out, 0)
         return out
 
     def engine_view(self, engine: int) -> EngineView:

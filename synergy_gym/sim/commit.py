@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.latency.terms import FLOOR_NS, _mix_kernel
-from synergy_gym.sim.engine import free_request, step_time, schedule, admit_more
-from synergy_gym.sim.jit import kernel
+from synergy_gym.sim.engine import admit_more, free_request, schedule, step_time
+from synergy_gym.sim.decision_log import K_DECISION, K_RESULT, K_START
+from synergy_gym.jit import hot, kernel
 from synergy_gym.sim.layout import (
     ABORTING,
     DECODE,
@@ -48,32 +49,19 @@ from synergy_gym.sim.layout import (
     F_STATE,
     H_TELEMETRY,
     INF,
-    L_ADMITTED,
     L_BUDGET,
-    L_CONTEXT,
-    L_DECODES,
     L_FINISHED,
     L_NS,
-    L_PAIRS,
-    L_PREEMPTED,
-    L_PREFILL_CONTEXT,
-    L_PREFILL_TOKENS,
     L_SEQUENCES,
     L_START,
-    L_TOKENS,
-    P_ADMITTED,
     P_BUDGET,
     P_CAP,
     P_CHUNK,
-    P_CONTEXT,
-    P_DECODES,
-    P_PAIRS,
     P_PREEMPTED,
-    P_PREFILL_CONTEXT,
-    P_PREFILL_TOKENS,
     P_SEQUENCES,
     P_TOKENS,
     PREFILL,
+    RAN,
     SCORED,
     SKIPPED,
     STALLED,
@@ -94,18 +82,18 @@ from synergy_gym.sim.lists import (
 from synergy_gym.sim.telemetry import commit_counts, note_step, push, scrape_until
 
 
-@kernel
+@hot
 def _note_decision(a, e, duration):  # type: ignore[no-untyped-def]
     """Chain the decision and what it led to into the engine's hash."""
-    h = np.uint64(a[e + E_HASH])
-    h = _mix_kernel(h ^ np.uint64(a[e + E_START]))
-    packed = a[e + P_BUDGET] ^ (a[e + P_CAP] << 21) ^ (a[e + P_CHUNK] << 42)
-    h = _mix_kernel(h ^ np.uint64(packed))
-    packed = a[e + P_SEQUENCES] ^ (a[e + P_TOKENS] << 20) ^ (duration << 40)
-    a[e + E_HASH] = np.int64(_mix_kernel(h ^ np.uint64(packed)))
+    decision = a[e + P_BUDGET] ^ (a[e + P_CAP] << 21) ^ (a[e + P_CHUNK] << 42)
+    result = a[e + P_SEQUENCES] ^ (a[e + P_TOKENS] << 20) ^ (duration << 40)
+    value = np.uint64(a[e + E_START]) * np.uint64(K_START)
+    value ^= np.uint64(decision) * np.uint64(K_DECISION)
+    value ^= np.uint64(result) * np.uint64(K_RESULT)
+    a[e + E_HASH] = np.int64(_mix_kernel(np.uint64(a[e + E_HASH]) ^ value))
 
 
-@kernel
+@hot
 def begin_iteration(a, o, e, start, next_arrival):  # type: ignore[no-untyped-def]
     """Plan an iteration at `start` under the decision in the P_ fields.
 
@@ -135,19 +123,12 @@ def begin_iteration(a, o, e, start, next_arrival):  # type: ignore[no-untyped-de
     return True
 
 
-@kernel
+@hot
 def _report(a, e):  # type: ignore[no-untyped-def]
     a[e + L_START] = a[e + E_START]
     a[e + L_NS] = a[e + E_END] - a[e + E_START]
-    a[e + L_SEQUENCES] = a[e + P_SEQUENCES]
-    a[e + L_TOKENS] = a[e + P_TOKENS]
-    a[e + L_DECODES] = a[e + P_DECODES]
-    a[e + L_PREFILL_TOKENS] = a[e + P_PREFILL_TOKENS]
-    a[e + L_CONTEXT] = a[e + P_CONTEXT]
-    a[e + L_PREFILL_CONTEXT] = a[e + P_PREFILL_CONTEXT]
-    a[e + L_PAIRS] = a[e + P_PAIRS]
-    a[e + L_PREEMPTED] = a[e + P_PREEMPTED]
-    a[e + L_ADMITTED] = a[e + P_ADMITTED]
+    for field in range(9):
+        a[e + L_SEQUENCES + field] = a[e + P_SEQUENCES + field]
     a[e + L_FINISHED] = 0
     a[e + L_BUDGET] = a[e + P_BUDGET]
     a[e + E_TOTAL_PREEMPTED] += a[e + P_PREEMPTED]
@@ -201,7 +182,7 @@ def _uneven_gaps(a, o, e, now):  # type: ignore[no-untyped-def]
     return even
 
 
-@kernel
+@hot
 def _emit_decodes(a, o, e, now):  # type: ignore[no-untyped-def]
     """Advance the lazy decodes by one token."""
     a[e + E_K] += 1
@@ -233,7 +214,7 @@ def _drop_aborted(a, o, e, now):  # type: ignore[no-untyped-def]
     a[e + E_ABORTS] = 0
 
 
-@kernel
+@hot
 def _finish_decode(a, o, e, r, now, unlink):  # type: ignore[no-untyped-def]
     q = row(a, o, r)
     free_request(a, e, q, a[q + F_OFF] + a[e + E_K])
@@ -244,7 +225,7 @@ def _finish_decode(a, o, e, r, now, unlink):  # type: ignore[no-untyped-def]
     finish(a, o, e, r, now)
 
 
-@kernel
+@hot
 def _finish_by_calendar(a, o, e, now):  # type: ignore[no-untyped-def]
     bucket = a[e + E_CAL] + (a[e + E_K] & a[e + E_CAL_MASK])
     r = a[bucket]
@@ -259,7 +240,7 @@ def _finish_by_calendar(a, o, e, now):  # type: ignore[no-untyped-def]
         r = following
 
 
-@kernel
+@hot
 def _emit_prefill(a, o, e, r, now):  # type: ignore[no-untyped-def]
     """A request whose known tokens are all computed emits a token and decodes or ends."""
     q = row(a, o, r)
@@ -277,13 +258,13 @@ def _emit_prefill(a, o, e, r, now):  # type: ignore[no-untyped-def]
     finish(a, o, e, r, now)
 
 
-@kernel
+@hot
 def _complete(a, q):  # type: ignore[no-untyped-def]
     prefill = a[q + F_STATE] & STATE_MASK == PREFILL
     return prefill and a[q + F_OFF] == a[q + F_PROMPT] + a[q + F_GEN]
 
 
-@kernel
+@hot
 def _emit_prefills(a, o, e, now):  # type: ignore[no-untyped-def]
     """Completed prefills emit; the array keeps the unfinished ones in list order."""
     pre = a[e + E_PRE]
@@ -307,6 +288,7 @@ def _finish_by_list(a, o, e, now):  # type: ignore[no-untyped-def]
     while r >= 0:
         q = row(a, o, r)
         following = a[q + F_NEXT]
+        a[q + F_STATE] &= ~RAN
         if a[q + F_STATE] & STATE_MASK == DECODE:
             if a[q + F_PROMPT] + a[q + F_OUTPUT] - 1 - a[q + F_OFF] == a[e + E_K]:
                 _finish_decode(a, o, e, r, now, 0)
@@ -315,7 +297,7 @@ def _finish_by_list(a, o, e, now):  # type: ignore[no-untyped-def]
         r = following
 
 
-@kernel
+@hot
 def end_iteration(a, o, e):  # type: ignore[no-untyped-def]
     """Make the iteration in flight visible at its end."""
     now = a[e + E_END]

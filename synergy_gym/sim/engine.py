@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.latency.terms import step_ns_kernel
-from synergy_gym.sim.jit import kernel
+from synergy_gym.jit import hot, kernel
 from synergy_gym.sim.layout import (
     ABORTING,
     CACHED_MASK,
@@ -71,6 +71,7 @@ from synergy_gym.sim.layout import (
     PREEMPTION_SHIFT,
     PREFILL,
     PRIORITY_SHIFT,
+    RAN,
     SKIPPED,
     SLOT_SHIFT,
     STATE_MASK,
@@ -88,18 +89,16 @@ from synergy_gym.sim.lists import (
     wait_prepend,
     wait_unlink,
 )
-from synergy_gym.sim.prefix_cache import adopt_hits, count_hits, grow, release, table_of, take_block
-
-RAN = 1 << 6
-"""F_STATE flag: scheduled in the iteration being planned by the walking path."""
-
-
-@kernel
-def blocks_for(a, e, tokens):  # type: ignore[no-untyped-def]
-    """KV blocks that hold `tokens` tokens."""
-    size = a[e + E_BLOCK_SIZE]
-    return (tokens + size - 1) // size
-
+from synergy_gym.sim.prefix_cache import (
+    adopt_hits,
+    blocks_for,
+    count_hits,
+    full_blocks,
+    grow,
+    release,
+    table_of,
+    take_block,
+)
 
 @kernel
 def ids_of(a, o, r):  # type: ignore[no-untyped-def]
@@ -107,7 +106,7 @@ def ids_of(a, o, r):  # type: ignore[no-untyped-def]
     return a[o + H_BLOCK_IDS] + a[a[o + H_BLOCK_OFFSETS] + r]
 
 
-@kernel
+@hot
 def free_request(a, e, q, tokens):  # type: ignore[no-untyped-def]
     """Give back the KV blocks of a request that holds `tokens` tokens."""
     count = blocks_for(a, e, tokens)
@@ -119,7 +118,7 @@ def free_request(a, e, q, tokens):  # type: ignore[no-untyped-def]
     a[e + B_SLOTS_N] += 1
 
 
-@kernel
+@hot
 def pay_debt(a, e):  # type: ignore[no-untyped-def]
     """Surrender blocks that a `lose_blocks` event took, as far as they are free."""
     while a[e + E_DEBT] > 0 and a[e + E_FREE] > 0:
@@ -130,14 +129,14 @@ def pay_debt(a, e):  # type: ignore[no-untyped-def]
         a[e + E_DEBT] -= 1
 
 
-@kernel
+@hot
 def _clear_plan(a, e):  # type: ignore[no-untyped-def]
-    for field in range(P_TOKENS, P_ADMITTED + 1):
+    for field in range(P_SEQUENCES, P_PREFILLS + 1):
         a[e + field] = 0
     a[e + E_SKIPPED] = 0
 
 
-@kernel
+@hot
 def _count_chunk(a, e, q, computed, tokens):  # type: ignore[no-untyped-def]
     """Enter a scheduled prefill-state request into the features of the step."""
     a[e + P_TOKENS] += tokens
@@ -163,7 +162,7 @@ def _decodes_follow(a, o, r):  # type: ignore[no-untyped-def]
     return False
 
 
-@kernel
+@hot
 def _running_fast(a, o, e, chunk):  # type: ignore[no-untyped-def]
     """Schedule all decodes and the prefills; -1 if that needs the walk, else budget left.
 
@@ -289,15 +288,23 @@ def preempt(a, o, e, r):  # type: ignore[no-untyped-def]
     return given
 
 
-@kernel
+@hot
+def _at_edge(a, e, computed):  # type: ignore[no-untyped-def]
+    """Whether one more token starts or fills a block."""
+    size = a[e + E_BLOCK_SIZE]
+    inside = computed - full_blocks(a, e, computed) * size
+    return inside == 0 or inside == size - 1
+
+
+@hot
 def _allocate(a, o, e, r, q, computed, tokens):  # type: ignore[no-untyped-def]
     if a[e + E_CACHING] == 0:
         a[e + E_FREE] -= blocks_for(a, e, computed + tokens) - blocks_for(a, e, computed)
-    else:
+    elif tokens > 1 or _at_edge(a, e, computed):
         grow(a, e, table_of(a, e, q), ids_of(a, o, r), computed, computed + tokens)
 
 
-@kernel
+@hot
 def _wanted(a, e, q, computed, chunk, left):  # type: ignore[no-untyped-def]
     """Tokens that a running request may take: need, chunk cap, own cap, budget."""
     if a[q + F_STATE] & STATE_MASK == DECODE:
@@ -310,7 +317,7 @@ def _wanted(a, e, q, computed, chunk, left):  # type: ignore[no-untyped-def]
     return min(n, left)
 
 
-@kernel
+@hot
 def _pass_over(a, e, q, r):  # type: ignore[no-untyped-def]
     """A running request that gets nothing in this iteration."""
     if a[q + F_STATE] & STATE_MASK == DECODE:
@@ -322,7 +329,7 @@ def _pass_over(a, e, q, r):  # type: ignore[no-untyped-def]
         a[e + E_PREFILLS] += 1
 
 
-@kernel
+@hot
 def _schedule(a, o, e, r, q, computed, n):  # type: ignore[no-untyped-def]
     _allocate(a, o, e, r, q, computed, n)
     a[q + F_STATE] |= RAN
@@ -400,6 +407,8 @@ def _is_listed(a, e, r):  # type: ignore[no-untyped-def]
 def _finish_walk(a, o, e):  # type: ignore[no-untyped-def]
     """Turn the count of served lazy decodes into the count of skipped ones; clear marks."""
     a[e + E_SKIPPED] = a[e + E_DECODES] - a[e + E_SKIPPED]
+    if a[e + E_CACHING] != 0:
+        return  # the walk that ends the iteration clears them
     r = a[e + E_RUN_HEAD]
     while r >= 0:
         q = row(a, o, r)
@@ -407,7 +416,7 @@ def _finish_walk(a, o, e):  # type: ignore[no-untyped-def]
         r = a[q + F_NEXT]
 
 
-@kernel
+@hot
 def _admit_one(a, o, e, r, q, computed, n):  # type: ignore[no-untyped-def]
     wait_unlink(a, o, e, q)
     run_append(a, o, e, r)
@@ -428,14 +437,14 @@ def _admit_one(a, o, e, r, q, computed, n):  # type: ignore[no-untyped-def]
     a[e + E_PREFILLS] += 1
 
 
-@kernel
+@hot
 def _hits(a, o, e, r, known):  # type: ignore[no-untyped-def]
     if a[e + E_CACHING] == 0:
         return np.int64(0), np.int64(0)
-    return count_hits(a, e, ids_of(a, o, r), (known - 1) // a[e + E_BLOCK_SIZE])
+    return count_hits(a, e, ids_of(a, o, r), full_blocks(a, e, known - 1))
 
 
-@kernel
+@hot
 def _admit(a, o, e, chunk, left):  # type: ignore[no-untyped-def]
     """Admit waiting requests in queue order; returns a request that can never fit, or -1."""
     r = a[e + E_WAIT_HEAD]
@@ -475,7 +484,7 @@ def _admit(a, o, e, chunk, left):  # type: ignore[no-untyped-def]
     return np.int64(-1)
 
 
-@kernel
+@hot
 def schedule(a, o, e):  # type: ignore[no-untyped-def]
     """Choose what the next iteration runs, under the decision in the P_ fields.
 
@@ -495,13 +504,13 @@ def schedule(a, o, e):  # type: ignore[no-untyped-def]
     return _admit(a, o, e, chunk, left)
 
 
-@kernel
+@hot
 def admit_more(a, o, e):  # type: ignore[no-untyped-def]
     """Go on with admission after a rejected request has left the queue."""
     return _admit(a, o, e, a[e + E_CHUNK], a[e + E_LEFT])
 
 
-@kernel
+@hot
 def step_time(a, e):  # type: ignore[no-untyped-def]
     """Duration of the planned iteration, nanoseconds."""
     prefill = np.int64(1) if a[e + P_PREFILLS] > 0 else np.int64(0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from synergy_gym.sim.clock import advance, take_batch
-from synergy_gym.sim.jit import kernel
+from synergy_gym.jit import kernel
 from synergy_gym.sim.layout import (
     CACHED_MASK,
     CLASS_MASK,
@@ -36,9 +35,6 @@ from synergy_gym.sim.layout import (
     L_PREEMPTED,
     L_SEQUENCES,
     L_TOKENS,
-    P_BUDGET,
-    P_CAP,
-    P_CHUNK,
     PRIORITY_SHIFT,
 )
 from synergy_gym.sim.lists import computed_tokens, generated_tokens, num_decodes, row
@@ -47,31 +43,31 @@ QUEUE_FIELDS = 9
 
 
 @kernel
-def write_state(a, o, e, out):  # type: ignore[no-untyped-def]
-    """Fill the engine state vector (`EngineStateField`)."""
+def write_state(a, o, e, out, so):  # type: ignore[no-untyped-def]
+    """Write the engine state vector (`EngineStateField`) to `out[so:]`."""
     now = a[o + H_NOW]
-    out[0] = now
-    out[1] = a[e + E_RUNNING]
-    out[2] = a[e + E_WAITING]
-    out[3] = num_decodes(a, o, e)
-    out[4] = a[e + E_PREFILL_TOKENS]
-    out[5] = a[e + E_WAIT_TOKENS]
-    out[6] = a[e + E_CONTEXT]
-    for i in range(a[e + E_PREFILLS] if out[3] > a[e + E_DECODES] else 0):
+    out[so] = now
+    out[so + 1] = a[e + E_RUNNING]
+    out[so + 2] = a[e + E_WAITING]
+    out[so + 3] = num_decodes(a, o, e)
+    out[so + 4] = a[e + E_PREFILL_TOKENS]
+    out[so + 5] = a[e + E_WAIT_TOKENS]
+    out[so + 6] = a[e + E_CONTEXT]
+    for i in range(a[e + E_PREFILLS] if out[so + 3] > a[e + E_DECODES] else 0):
         q = row(a, o, a[a[e + E_PRE] + 2 * i])
         if a[q + F_GEN] > 0 and a[q + F_PROMPT] + a[q + F_GEN] - a[q + F_OFF] == 1:
-            out[4] -= 1
-            out[6] += a[q + F_OFF]
-    out[7] = a[e + E_FREE]
-    out[8] = a[e + E_TOTAL]
+            out[so + 4] -= 1
+            out[so + 6] += a[q + F_OFF]
+    out[so + 7] = a[e + E_FREE]
+    out[so + 8] = a[e + E_TOTAL]
     head = a[e + E_WAIT_HEAD]
-    out[9] = now - a[row(a, o, head) + F_ARRIVAL] if head >= 0 else 0
-    out[10] = max(a[e + L_NS], 0)
-    out[11] = a[e + L_SEQUENCES]
-    out[12] = a[e + L_TOKENS]
-    out[13] = a[e + L_DECODES]
-    out[14] = a[e + L_PREEMPTED]
-    out[15] = a[e + L_BUDGET]
+    out[so + 9] = now - a[row(a, o, head) + F_ARRIVAL] if head >= 0 else 0
+    out[so + 10] = max(a[e + L_NS], 0)
+    out[so + 11] = a[e + L_SEQUENCES]
+    out[so + 12] = a[e + L_TOKENS]
+    out[so + 13] = a[e + L_DECODES]
+    out[so + 14] = a[e + L_PREEMPTED]
+    out[so + 15] = a[e + L_BUDGET]
 
 
 @kernel
@@ -93,15 +89,3 @@ def write_queue(a, o, e, running, out):  # type: ignore[no-untyped-def]
         i += QUEUE_FIELDS
         r = a[q + F_NEXT]
     return i // QUEUE_FIELDS
-
-
-@kernel
-def decide_and_advance(a, o, e, budget, cap, chunk, out):  # type: ignore[no-untyped-def]
-    """Answer a BATCH point, run to the next point, and write the engine's state vector."""
-    a[e + P_BUDGET] = budget
-    a[e + P_CAP] = cap
-    a[e + P_CHUNK] = chunk
-    take_batch(a, o, e)
-    point = advance(a, o)
-    write_state(a, o, e, out)
-    return np.int64(point)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.sim.engine import forget_prefill, free_request
-from synergy_gym.sim.jit import kernel
+from synergy_gym.jit import hot, kernel
 from synergy_gym.sim.layout import (
     ABORTING,
     ATTEMPT_MASK,
@@ -63,6 +63,7 @@ from synergy_gym.sim.layout import (
     PREFILL,
     SCORED,
     STATE_MASK,
+    T_DIRTY,
     T_E2E,
     T_FINISHED,
     T_IDLE_SINCE,
@@ -132,7 +133,7 @@ def heap_pop(a, o):  # type: ignore[no-untyped-def]
     return result
 
 
-@kernel
+@hot
 def begin_attempt(a, o, r, now):  # type: ignore[no-untyped-def]
     """A request enters the system at `now`, for the first time or again."""
     q = row(a, o, r)
@@ -169,7 +170,7 @@ def _release_children(a, o, r, now):  # type: ignore[no-untyped-def]
         child = a[a[o + H_SIBLING] + child]
 
 
-@kernel
+@hot
 def leave(a, o, r, now, outcome):  # type: ignore[no-untyped-def]
     """A request is out of its engine; aborted and failed ones come back while they may."""
     q = row(a, o, r)
@@ -178,6 +179,7 @@ def leave(a, o, r, now, outcome):  # type: ignore[no-untyped-def]
         p = a[o + H_ROWS] + engine * ROW_SIZE
         a[p + 1] -= 1
         a[p + 2] -= a[q + F_PROMPT]
+        a[a[o + H_ENG] + engine * a[o + H_STRIDE] + T_DIRTY] = 1
     a[q + F_STATE] = LEFT | outcome << OUTCOME_SHIFT
     if a[o + H_COMP] != 0:
         p = a[o + H_COMP] + 8 * a[o + H_COMP_N]
@@ -197,7 +199,7 @@ def leave(a, o, r, now, outcome):  # type: ignore[no-untyped-def]
         _release_children(a, o, r, now)
 
 
-@kernel
+@hot
 def met_slos(a, o, q, now):  # type: ignore[no-untyped-def]
     """Whether the request at row `q`, finishing at `now`, met every declared SLO."""
     s = a[o + H_SLO] + 3 * (a[q + F_META] & CLASS_MASK)
@@ -208,7 +210,7 @@ def met_slos(a, o, q, now):  # type: ignore[no-untyped-def]
     return not (a[s + 2] >= 0 and now - a[q + F_ARRIVAL] > a[s + 2])
 
 
-@kernel
+@hot
 def finish(a, o, e, r, now):  # type: ignore[no-untyped-def]
     """The request has emitted its last token at `now`; its blocks are already free."""
     q = row(a, o, r)
@@ -244,7 +246,7 @@ def take_out(a, o, e, r):  # type: ignore[no-untyped-def]
     run_unlink(a, o, e, q)
 
 
-@kernel
+@hot
 def deliver(a, o, r, engine, now):  # type: ignore[no-untyped-def]
     """Hand an arriving request to its engine; prompts that can never fit leave at once."""
     e = a[o + H_ENG] + engine * a[o + H_STRIDE]
@@ -256,6 +258,7 @@ def deliver(a, o, r, engine, now):  # type: ignore[no-untyped-def]
         a[p + 1] += 1
         a[p + 2] += a[q + F_PROMPT]
         a[p + 3] += a[q + F_PROMPT]
+        a[e + T_DIRTY] = 1
     most = min(a[e + E_MAX_LEN], a[e + E_TOTAL] * a[e + E_BLOCK_SIZE])
     if a[q + F_PROMPT] >= most:
         leave(a, o, r, now, REJECTED)
@@ -287,7 +290,7 @@ def abort(a, o, r, now):  # type: ignore[no-untyped-def]
     leave(a, o, r, now, ABORTED)
 
 
-@kernel
+@hot
 def itl_row(a, o, gap, weight):  # type: ignore[no-untyped-def]
     """Pool `weight` inter-token gaps of `gap` nanoseconds."""
     if a[o + H_ITL] != 0:

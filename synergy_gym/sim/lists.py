@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from synergy_gym.sim.jit import kernel
+from synergy_gym.jit import hot, kernel
 from synergy_gym.sim.layout import (
     CLASS_MASK,
     DECODE,
@@ -61,7 +61,7 @@ from synergy_gym.sim.layout import (
 )
 
 
-@kernel
+@hot
 def row(a, o, r):  # type: ignore[no-untyped-def]
     """Position of request `r`'s row."""
     return a[o + H_REQ] + r * REQUEST_SIZE
@@ -83,7 +83,7 @@ def generated_tokens(a, e, q):  # type: ignore[no-untyped-def]
     return a[q + F_GEN]
 
 
-@kernel
+@hot
 def num_decodes(a, o, e):  # type: ignore[no-untyped-def]
     """Running requests that miss one token after their first output token.
 
@@ -97,7 +97,7 @@ def num_decodes(a, o, e):  # type: ignore[no-untyped-def]
     return n
 
 
-@kernel
+@hot
 def run_append(a, o, e, r):  # type: ignore[no-untyped-def]
     """Put `r` at the end of the running list."""
     q = row(a, o, r)
@@ -112,7 +112,7 @@ def run_append(a, o, e, r):  # type: ignore[no-untyped-def]
     a[e + E_RUNNING] += 1
 
 
-@kernel
+@hot
 def _unlink(a, o, q, head, tail):  # type: ignore[no-untyped-def]
     before = a[q + F_PREV]
     after = a[q + F_NEXT]
@@ -126,14 +126,14 @@ def _unlink(a, o, q, head, tail):  # type: ignore[no-untyped-def]
         a[row(a, o, after) + F_PREV] = before
 
 
-@kernel
+@hot
 def run_unlink(a, o, e, q):  # type: ignore[no-untyped-def]
     """Take the request at row `q` out of the running list."""
     _unlink(a, o, q, e + E_RUN_HEAD, e + E_RUN_TAIL)
     a[e + E_RUNNING] -= 1
 
 
-@kernel
+@hot
 def _insert_before(a, o, e, r, successor):  # type: ignore[no-untyped-def]
     """Link `r` into the waiting queue before `successor` (-1: at the end)."""
     q = row(a, o, r)
@@ -174,7 +174,7 @@ def _before(a, o, e, q, other):  # type: ignore[no-untyped-def]
     return x < y
 
 
-@kernel
+@hot
 def wait_append(a, o, e, r):  # type: ignore[no-untyped-def]
     """Put a newly arrived request into the waiting queue."""
     q = row(a, o, r)
@@ -200,14 +200,14 @@ def wait_prepend(a, o, e, r):  # type: ignore[no-untyped-def]
     _enter_waiting(a, e, q)
 
 
-@kernel
+@hot
 def _enter_waiting(a, e, q):  # type: ignore[no-untyped-def]
     a[q + F_STATE] = (a[q + F_STATE] & ~STATE_MASK) | WAITING
     a[e + E_WAITING] += 1
     a[e + E_WAIT_TOKENS] += a[q + F_PROMPT] + a[q + F_GEN]
 
 
-@kernel
+@hot
 def wait_unlink(a, o, e, q):  # type: ignore[no-untyped-def]
     """Take the request at row `q` out of the waiting queue."""
     _unlink(a, o, q, e + E_WAIT_HEAD, e + E_WAIT_TAIL)
@@ -215,7 +215,7 @@ def wait_unlink(a, o, e, q):  # type: ignore[no-untyped-def]
     a[e + E_WAIT_TOKENS] -= a[q + F_PROMPT] + a[q + F_GEN]
 
 
-@kernel
+@hot
 def calendar_add(a, e, q, r):  # type: ignore[no-untyped-def]
     """File a decode under the iteration count at which it emits its last token."""
     last = a[q + F_PROMPT] + a[q + F_OUTPUT] - 1 - a[q + F_OFF]
@@ -240,7 +240,7 @@ def _calendar_unlink(a, o, e, r):  # type: ignore[no-untyped-def]
         i = (i - 1) & a[e + E_CAL_MASK]
 
 
-@kernel
+@hot
 def decode_enter(a, e, q, r, computed):  # type: ignore[no-untyped-def]
     """A prefill has emitted a token: it decodes from now on."""
     a[q + F_OFF] = computed - a[e + E_K]
@@ -254,7 +254,7 @@ def decode_enter(a, e, q, r, computed):  # type: ignore[no-untyped-def]
         calendar_add(a, e, q, r)
 
 
-@kernel
+@hot
 def decode_leave(a, o, e, r, unlink):  # type: ignore[no-untyped-def]
     """A decode ends or is preempted; the caller sets its new state.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from synergy_gym.sim.jit import kernel
+from synergy_gym.jit import hot, kernel
 from synergy_gym.sim.layout import (
     B_HEAD,
     B_MAP,
@@ -23,6 +23,7 @@ from synergy_gym.sim.layout import (
     E_BLOCK_SIZE,
     E_EVICTIONS,
     E_FREE,
+    E_SHIFT,
     F_PLACE,
     MAP_SIZE,
     N_HASH,
@@ -210,14 +211,26 @@ def adopt_hits(a, e, table, ids, hits):  # type: ignore[no-untyped-def]
         a[table + k] = block
 
 
+@hot
+def full_blocks(a, e, tokens):  # type: ignore[no-untyped-def]
+    """Blocks that `tokens` tokens fill."""
+    if a[e + E_SHIFT] >= 0:
+        return tokens >> a[e + E_SHIFT]
+    return tokens // a[e + E_BLOCK_SIZE]
+
+
+@hot
+def blocks_for(a, e, tokens):  # type: ignore[no-untyped-def]
+    """Blocks that hold `tokens` tokens."""
+    return full_blocks(a, e, tokens + a[e + E_BLOCK_SIZE] - 1)
+
+
 @kernel
 def grow(a, e, table, ids, computed, after):  # type: ignore[no-untyped-def]
     """Add blocks for tokens `computed` to `after` and hash the ones that become full."""
-    size = a[e + E_BLOCK_SIZE]
-    have = (computed + size - 1) // size
-    for k in range(have, (after + size - 1) // size):
+    for k in range(blocks_for(a, e, computed), blocks_for(a, e, after)):
         a[table + k] = take_block(a, e)
-    for k in range(computed // size, after // size):
+    for k in range(full_blocks(a, e, computed), full_blocks(a, e, after)):
         block = a[table + k]
         node = a[e + B_NODES] + block * NODE_SIZE
         if a[node + N_HASH] == 0:

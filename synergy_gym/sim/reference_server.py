@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, SEED, SLOW, UNIT, _mix, step_ns
+from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, SEED, SLOW, UNIT, step_ns
+from synergy_gym.sim.decision_log import chain_iteration, chain_lists
 from synergy_gym.sim.reference_engine import Job, Outputs, ReferenceEngine, Step
 from synergy_gym.sim.reference_rules import check_decision, check_rule, rule_decision
 from synergy_gym.sim.reference_telemetry import (
@@ -87,14 +88,15 @@ class Server:
         """Plan the next iteration as the rule says."""
         assert self.rule is not None
         decision = rule_decision(self.engine, self.rule, self._slos)
-        # A rule's queue order is part of the rule, not of what it decides each time.
-        return self._start(decision, now_ns, next_arrival_ns, ())
+        # A rule's queue order is part of the rule, not logged each time.
+        return self._start(decision, now_ns, next_arrival_ns)
 
     def plan(self, decision: BatchDecision, now_ns: int, next_arrival_ns: int | None) -> Step:
         """Plan the next iteration as a policy decided; `ValueError` when that is illegal."""
         check_decision(self.engine, decision)
-        arrays = (decision.running_order, decision.waiting_order, decision.token_caps)
-        return self._start(decision, now_ns, next_arrival_ns, arrays)
+        lists = (decision.running_order, decision.waiting_order, decision.token_caps)
+        self.hash = chain_lists(self.hash, lists)
+        return self._start(decision, now_ns, next_arrival_ns)
 
     def commit(self, now_ns: int) -> Outputs:
         """End the iteration in flight."""
@@ -185,13 +187,7 @@ class Server:
         held = len(self.engine.running) + len(self.engine.waiting)
         assert held == self.in_flight, "requests in flight are not conserved"
 
-    def _start(
-        self,
-        decision: BatchDecision,
-        now_ns: int,
-        next_arrival_ns: int | None,
-        arrays: Sequence[IntArray | None],
-    ) -> Step:
+    def _start(self, decision: BatchDecision, now_ns: int, next_arrival_ns: int | None) -> Step:
         step = self.engine.plan(decision, now_ns)
         if not self.engine.has_work:
             self.push.went_idle(now_ns)
@@ -204,18 +200,20 @@ class Server:
                 duration = max(duration, next_arrival_ns - now_ns)
         step.end_ns = now_ns + duration
         self.step = step
-        self._log(step, decision, arrays)
+        self._log(step, decision)
         return step
 
-    def _log(self, step: Step, decision: BatchDecision, arrays: Sequence[IntArray | None]) -> None:
+    def _log(self, step: Step, decision: BatchDecision) -> None:
         limit = decision.max_running
-        seen = [step.start_ns, decision.token_budget]
-        seen += [self.engine.spec.max_num_seqs if limit is None else limit, decision.prefill_chunk]
-        seen += [step.features.sequences, step.features.tokens, step.duration_ns]
-        for array in [*arrays, None, None, None][:3]:
-            seen += [0] if array is None else [len(array) + 1, *array.tolist()]
-        for value in seen:
-            self.hash = _mix(self.hash ^ (value & (1 << 64) - 1))
+        limits = (
+            decision.token_budget,
+            self.engine.spec.max_num_seqs if limit is None else limit,
+            decision.prefill_chunk,
+        )
+        served = step.features
+        self.hash = chain_iteration(
+            self.hash, step.start_ns, limits, served.sequences, served.tokens, step.duration_ns
+        )
 
     def _gauges(self) -> Gauges:
         running, waiting = self.engine.running, self.engine.waiting

@@ -169,12 +169,13 @@ class ScrapeChannel:
         self._alive = False
 
     def came_up(self, now_ns: int, kv_blocks: int) -> None:
-        """A restarted engine counts from zero."""
+        """The endpoint answers again; scrapes that failed meanwhile are lost."""
         self._alive = True
-        self._window = []
         self._gauges = Gauges(0, 0, 0, kv_blocks, 0)
-        if self._interval > 0:
-            self._next = max(self._next, -(-now_ns // self._interval) * self._interval)
+        following = -(-now_ns // self._interval) * self._interval if self._interval > 0 else 0
+        if following > self._next:
+            self._next = following
+            self._window = []
 
     def sync(self, now_ns: int) -> None:
         """Carry out all scrapes up to `now_ns`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.latency.terms import _mix_kernel
-from synergy_gym.sim.jit import kernel
+from synergy_gym.jit import kernel
 from synergy_gym.sim.layout import (
     C_RUNNING,
     C_TOTAL,
@@ -54,6 +54,7 @@ from synergy_gym.sim.layout import (
     T_TPOT,
     T_TTFT,
     T_BEATS,
+    T_DIRTY,
 )
 from synergy_gym.latency.terms import SEED
 
@@ -66,6 +67,7 @@ def scrape_until(a, o, e, now):  # type: ignore[no-untyped-def]
     """Capture every scrape that is due before or at `now` (committed state only)."""
     while a[e + T_NEXT_SCRAPE] <= now:
         r = a[o + H_ROWS] + a[e + E_INDEX] * ROW_SIZE
+        a[e + T_DIRTY] = 1
         if a[e + E_DOWN] == 0:
             n = max(a[e + T_FINISHED], 1)
             a[r + 12] = a[e + T_NEXT_SCRAPE]
@@ -179,12 +181,13 @@ def push(a, o, e, now):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _show(a, o, r, at):  # type: ignore[no-untyped-def]
+def _show(a, e, r, at):  # type: ignore[no-untyped-def]
     """A heartbeat or push stamped `at` becomes visible in row `r`; true if it is new."""
     if a[r + 4] == at:
         return False
     a[r + 4] = at
     a[r + 3] = 0
+    a[e + T_DIRTY] = 1
     return True
 
 
@@ -207,11 +210,11 @@ def refresh_row(a, o, e, now):  # type: ignore[no-untyped-def]
         i -= 1
         p = a[e + T_RING] + (i % a[o + H_RING]) * PUSH_SIZE
     if beat > a[p]:
-        if _show(a, o, r, beat):
+        if _show(a, e, r, beat):
             for k in range(5, 12):
                 a[r + k] = 0
             a[r + 8] = a[e + E_TOTAL]
-    elif _show(a, o, r, a[p]):
+    elif _show(a, e, r, a[p]):
         for k in range(1, PUSH_SIZE):
             a[r + 4 + k] = a[p + k]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,25 +17,13 @@ from synergy_gym.types import NS_PER_S, FloatArray, IntArray
 _CHUNK = 4096
 
 
-class ArrivalProcess(Protocol):
-    """`process(rng, rate_rps, horizon_s, **options)` -> sorted times, ns in [0, horizon)."""
-
-    def __call__(
-        self, rng: np.random.Generator, rate_rps: float, horizon_s: float, /, **options: float
-    ) -> IntArray:
-        """Draw one realisation."""
-        ...
-
-
 def poisson(rng: np.random.Generator, rate_rps: float, horizon_s: float) -> IntArray:
     """Independent exponential gaps (CV 1)."""
     points = _unit_points(rng.standard_exponential, rate_rps * horizon_s)
     return _to_ns(points / rate_rps, horizon_s)
 
 
-def gamma(
-    rng: np.random.Generator, rate_rps: float, horizon_s: float, *, cv: float
-) -> IntArray:
+def gamma(rng: np.random.Generator, rate_rps: float, horizon_s: float, *, cv: float) -> IntArray:
     """Independent gamma gaps with coefficient of variation `cv`: bursty above 1.
 
     The first gap is the residual one of a stationary process, so that the mean number of
@@ -130,7 +118,10 @@ ARRIVALS: dict[str, Callable[..., IntArray]] = {
     "constant": constant,
     "uniform": uniform,
 }
-"""Arrival processes by name; add an `ArrivalProcess` to make it usable in scenario files."""
+"""Arrival processes by name: `process(rng, rate_rps, horizon_s, *, options)`.
+
+One that is added here can be named in scenario files.
+"""
 
 
 def draw_arrivals(
@@ -170,8 +161,9 @@ def _unit_points(
     while last < span:
         chunks.append(last + np.cumsum(gaps(_CHUNK)))
         last = float(chunks[-1][-1])
-    points = np.concatenate(chunks)
-    return points[points < span]
+    points: FloatArray = np.concatenate(chunks)
+    inside: FloatArray = points[points < span]
+    return inside
 
 
 def _modulated(

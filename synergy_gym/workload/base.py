@@ -98,7 +98,11 @@ def make_workload(
         "after": (after, -1),
     }
     for name, (column, neutral) in given.items():
-        values = np.full(n, neutral, np.int64) if column is None else np.ascontiguousarray(column, np.int64)
+        values = (
+            np.full(n, neutral, np.int64)
+            if column is None
+            else np.ascontiguousarray(column, np.int64)
+        )
         if len(values) != n:
             raise ValueError(f"workload column {name} has {len(values)} rows, arrival_ns has {n}")
         columns[name] = values
@@ -117,8 +121,12 @@ def _check(columns: dict[str, IntArray]) -> None:
     open_loop = columns["after"] < 0
     arrivals = columns["arrival_ns"][open_loop]
     if len(arrivals) and (arrivals[0] < 0 or bool(np.any(np.diff(arrivals) < 0))):
-        raise ValueError("workload arrivals must be >= 0 and non-decreasing; sort the rows by arrival")
+        raise ValueError(
+            "workload arrivals must be >= 0 and non-decreasing; sort the rows by arrival"
+        )
     after = columns["after"]
     bad = np.flatnonzero(after >= np.arange(len(after)))
     if len(bad):
-        raise ValueError(f"workload row {bad[0]}: `after` must name an earlier row, it is {after[bad[0]]}")
+        raise ValueError(
+            f"workload row {bad[0]}: `after` must name an earlier row, it is {after[bad[0]]}"
+        )

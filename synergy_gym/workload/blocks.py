@@ -100,29 +100,31 @@ def session_content(
 def path_content(paths: list[list[int]], block_tokens: int, prompt_tokens: IntArray) -> Content:
     """Content of prompts given as lists of block hashes (Mooncake, vLLM's timed trace).
 
-    Two prompts share block i when their first i + 1 hashes are equal. Whatever follows a
-    prompt (its output) is the request's own.
+    Two prompts share block i when their first i + 1 hashes are equal and stand for equally
+    many tokens. What follows the hashes (rest of the prompt, output) is the request's own;
+    hashes beyond the prompt mean nothing.
 
     Args:
-        paths: per request, its hashes in order, `block_tokens` prompt tokens each.
-        block_tokens: prompt tokens that one hash stands for.
-        prompt_tokens: per request, its prompt length: where its own content begins.
+        paths: per request, its hashes in order.
+        block_tokens: prompt tokens that one hash stands for (the last one may have fewer).
+        prompt_tokens: per request, its prompt length.
     """
-    known: dict[tuple[int, int], int] = {}
+    known: dict[tuple[int, int, int], int] = {}
     parent: list[int] = []
     start: list[int] = []
     leaf = np.empty(len(paths), np.int64)
     for request, path in enumerate(paths):
-        node = -1
-        for depth, value in enumerate(path):
-            child = known.setdefault((node, value), len(parent))
+        node, position, length = -1, 0, int(prompt_tokens[request])
+        for value in path[: -(-length // block_tokens)]:
+            size = min(block_tokens, length - position)
+            child = known.setdefault((node, value, size), len(parent))
             if child == len(parent):
                 parent.append(node)
-                start.append(depth * block_tokens)
-            node = child
+                start.append(position)
+            node, position = child, position + size
         leaf[request] = len(parent)
         parent.append(node)
-        start.append(min(int(prompt_tokens[request]), len(path) * block_tokens))
+        start.append(position)
     return Content(leaf, np.array(parent, np.int64), np.array(start, np.int64))
 
 

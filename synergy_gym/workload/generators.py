@@ -11,7 +11,9 @@ from synergy_gym.workload.spec import TrafficSpec
 from synergy_gym.workload.traffic import build_workload
 
 
-def generate(name: str, *, rate_rps: float, horizon_s: float, seed: int, **options: Any) -> Workload:
+def generate(
+    name: str, *, rate_rps: float, horizon_s: float, seed: int, **options: Any
+) -> Workload:
     """Traffic that carries the statistics of a public trace.
 
     Args:

@@ -54,7 +54,8 @@ def empirical(*, values: Sequence[int]) -> Quantile:
 
     def quantile(scores: FloatArray) -> FloatArray:
         index = (_phi(scores) * len(ordered)).astype(np.int64)
-        return ordered[np.minimum(index, len(ordered) - 1)]
+        drawn: FloatArray = ordered[np.minimum(index, len(ordered) - 1)]
+        return drawn
 
     return quantile
 
@@ -64,7 +65,9 @@ def quantiles(*, levels: Sequence[float], values: Sequence[int]) -> Quantile:
     shares = np.asarray(levels, np.float64)
     table = np.asarray(values, np.float64)
     if len(shares) != len(table) or len(shares) < 2:
-        raise ValueError(f"{len(shares)} levels and {len(table)} values; give >= 2, as many of each")
+        raise ValueError(
+            f"{len(shares)} levels and {len(table)} values; give >= 2, as many of each"
+        )
     if shares[0] != 0 or shares[-1] != 1 or np.any(np.diff(shares) <= 0):
         raise ValueError(f"levels must rise from 0 to 1, they are {list(levels)}")
     if np.any(np.diff(table) < 0):

@@ -22,25 +22,25 @@ _AZURE_CONV = TrafficSpec(
     arrivals=ArrivalSpec("gamma", {"cv": 1.094}),
     # Whole trace: mean 1155, P50 1020, P90 2734, P99 4142, maximum 14050.
     prompt=_table(
-        2, 42, 191, 368, 390, 404, 738, 1020, 1076, 1144, 1412, 2734, 4077, 4142, 5069, 14050
+        2, 42, 191, 368, 390, 404, 738, 1020, 1076, 1144, 1395, 2734, 3600, 4142, 5069, 14050
     ),
     # Whole trace: mean 211, P50 129, P90 424, P99 601, maximum 1000.
-    output=_table(7, 16, 38, 49, 69, 85, 100, 129, 190, 330, 396, 424, 452, 601, 937, 1000),
+    output=_table(7, 16, 38, 49, 69, 85, 100, 129, 215, 338, 396, 424, 452, 601, 937, 1000),
     correlation=-0.03,  # normal scores, first 12,000 rows
 )
 
 _AZURE_CODE = TrafficSpec(
     # Whole trace: 2.567 requests/s, gap CV 13.15, index of dispersion 71.6 in 10 s windows. An
-    # on/off process has CV^2 = 1 + 2 m s / a and IDC(t) = 1 + (CV^2 - 1)(1 - (1 - exp(-a t)) / (a t))
-    # with m the rate in a burst, s = on_s^-1 and a = on_s^-1 + off_s^-1 (Heffes and Lucantoni,
-    # IEEE JSAC 1986): the three numbers give a = 0.110, on_s = 11.5, off_s = 42.6.
+    # on/off process with rate m in a burst, s = 1 / on_s and a = 1 / on_s + 1 / off_s has
+    # CV^2 = 1 + 2 m s / a^2 and IDC(t) = 1 + (CV^2 - 1) (1 - (1 - exp(-a t)) / (a t))
+    # (Heffes and Lucantoni, IEEE JSAC 1986): a = 0.110, on_s = 11.5, off_s = 42.6.
     arrivals=ArrivalSpec("on-off", {"on_s": 11.5, "off_s": 42.6}),
     # Whole trace: mean 2048, P50 1469, P90 5188, P99 7436, maximum 7437.
     prompt=_table(
-        3, 17, 76, 148, 386, 768, 1064, 1469, 1884, 2408, 3140, 5188, 7270, 7436, 7437, 7437
+        3, 17, 76, 148, 386, 768, 1064, 1469, 1884, 2408, 3140, 5188, 6870, 7436, 7437, 7437
     ),
     # Whole trace: mean 27.9, P50 13, P90 55, P99 251.5, maximum 1899.
-    output=_table(6, 6, 6, 7, 8, 9, 11, 13, 15, 19, 28, 55, 87, 251, 848, 1899),
+    output=_table(6, 6, 6, 7, 8, 9, 11, 13, 15, 18, 24, 55, 74, 251, 520, 1899),
     correlation=-0.01,  # normal scores, first 5,500 rows
 )
 
@@ -49,13 +49,11 @@ _MOONCAKE = TrafficSpec(
     arrivals=ArrivalSpec("poisson"),
     # Whole conversation trace: mean 12040, P50 6909, P90 27370, P99 85400, maximum 126200.
     prompt=_table(
-        *(891, 894, 900, 960, 1650, 3320, 5000, 6909, 9500, 13000, 17700, 27370),
-        *(39000, 85400, 117000, 126200),
+        *(891, 894, 900, 960, 1650, 3250, 4800, 6909, 9200, 12400, 16900, 27370),
+        *(36500, 85400, 108000, 126200),
     ),
     # Whole conversation trace: mean 342.6, P50 350, P90 597, P99 1119, maximum 2000.
-    output=_table(
-        1, 3, 9, 24, 101, 215, 297, 350, 397, 446, 503, 597, 700, 1119, 2000, 2000
-    ),
+    output=_table(1, 3, 9, 24, 101, 212, 285, 350, 390, 438, 493, 597, 680, 1119, 1900, 2000),
     correlation=0.07,  # normal scores, first 7,500 rows
     sessions=SessionSpec(
         # Turns of a hundred sessions; first 7,500 rows: 30 % have a second turn, 12 % a
@@ -68,7 +66,7 @@ _MOONCAKE = TrafficSpec(
         think_cv=1.24,
         growth="window",
         # Chosen so that 37 % of prompt tokens are in an earlier prompt (whole trace: 37.4 %).
-        prompt_correlation=0.9,
+        prompt_correlation=0.995,
         system_prompts=1,  # all requests of the trace begin with the same 512-token block
         system_tokens=512,
     ),
@@ -84,9 +82,7 @@ _FLOWGPT = TrafficSpec(
         *(6484, 6982, 7310, 7407),
     ),
     # Capped at 200 by the client (78 % hit the cap); mean 177.
-    output=_table(
-        5, 18, 38, 71, 186, 200, 200, 200, 200, 200, 200, 200, 200, 200, 200, 200
-    ),
+    output=_table(5, 18, 38, 73, 193, 200, 200, 200, 200, 200, 200, 200, 200, 200, 200, 200),
     correlation=0.0,  # -0.04 of logarithms
     sessions=SessionSpec(
         # Conversations of the log: mean 4.8 requests, 20 % singletons, maximum 31.
@@ -94,14 +90,14 @@ _FLOWGPT = TrafficSpec(
         think_s=70.8,  # between requests of a session in the 8xH100 run, standard deviation 58.5
         think_cv=0.83,
         growth="window",
-        prompt_correlation=0.98,  # normal scores of successive prompts correlate by 0.99
+        prompt_correlation=0.99,  # normal scores of successive prompts correlate by 0.99
         # Token reuse was measured as 5.6 % under round robin on 8 engines and 10.1 % under
         # session routing. The share x of a session's turns that finds an earlier one on its
-        # engine is 0.79 and 0.36 for 4.8 turns; global + x * private = reuse gives 430 private
-        # and 70 global tokens of a mean prompt of 4087: the window slides behind its beginning.
+        # engine is 0.79 and 0.32 for 4.8 turns; global + x * private = reuse gives 400 private
+        # and 100 global tokens of a mean prompt of 4087: the window slides behind its beginning.
         reused_tokens=500,
         system_prompts=1,
-        system_tokens=70,
+        system_tokens=100,
     ),
 )
 

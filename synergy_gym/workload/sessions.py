@@ -65,11 +65,15 @@ class Talk:
 
 def session_workload(
     talk: Talk, arrivals: ArrivalSpec, rate_rps: float, horizon_s: float, seed: int
-) -> Workload:
+) -> tuple[Workload, FloatArray]:
     """Requests of sessions, with shared content, at a mean of `rate_rps` on [0, horizon).
 
     In the open loop every turn has its planned arrival. In the closed loop a turn whose
     previous turn lies in the episode has `after` and the think time instead.
+
+    Returns:
+        The workload, and per request its session's lot: a number in [0, 1) that whoever
+        sorts sessions into classes can use.
     """
     starts_rps = rate_rps / mean_turns(talk)
     new = draw_arrivals(
@@ -128,7 +132,8 @@ def _grow(
 ) -> IntArray:
     """Whole prompts from draws: sorted ("window") or summed up ("append")."""
     if spec.growth == "window":
-        return prompt[np.lexsort((prompt, session))]
+        ordered: IntArray = prompt[np.lexsort((prompt, session))]
+        return ordered
     if spec.growth != "append":
         raise ValueError(f'session growth is {spec.growth!r}; choose "append" or "window"')
     said = _running_sum(prompt + output, session)
@@ -142,7 +147,8 @@ def _reused(spec: SessionSpec, turn: IntArray, prompt: IntArray, output: IntArra
     before[1:] = (prompt + output)[:-1]
     if spec.reused_tokens is not None:
         before = np.minimum(before, spec.reused_tokens)
-    return np.where(turn > 0, np.minimum(before, prompt), 0)
+    reused: IntArray = np.where(turn > 0, np.minimum(before, prompt), 0)
+    return reused
 
 
 def _running_sum(values: IntArray, session: IntArray) -> IntArray:
@@ -156,8 +162,8 @@ def _running_sum(values: IntArray, session: IntArray) -> IntArray:
 
 def _think_ns(spec: SessionSpec, scores: FloatArray) -> IntArray:
     """Lognormal times with mean `think_s` and coefficient of variation `think_cv`."""
-    variance = np.log1p(spec.think_cv**2)
-    seconds = spec.think_s * np.exp(np.sqrt(variance) * scores - variance / 2)
+    variance = float(np.log1p(spec.think_cv**2))
+    seconds: FloatArray = spec.think_s * np.exp(np.sqrt(variance) * scores - variance / 2)
     return np.rint(seconds * NS_PER_S).astype(np.int64)
 
 
@@ -179,7 +185,9 @@ def _visible(turns: Turns, start_ns: IntArray, horizon_s: float) -> tuple[Turns,
     return turns.select(rows), planned[rows]
 
 
-def _assemble(spec: SessionSpec, parts: list[tuple[Turns, IntArray]], seed: int) -> Workload:
+def _assemble(
+    spec: SessionSpec, parts: list[tuple[Turns, IntArray]], seed: int
+) -> tuple[Workload, FloatArray]:
     """One workload in order of planned arrival; sessions are numbered by first appearance."""
     columns = {
         name: np.concatenate([getattr(turns, name) for turns, _ in parts])
@@ -187,7 +195,10 @@ def _assemble(spec: SessionSpec, parts: list[tuple[Turns, IntArray]], seed: int)
     }
     planned = np.concatenate([times for _, times in parts])
     member = np.repeat(np.arange(len(parts)), [len(times) for _, times in parts])
-    system = np.concatenate([_system_prompts(spec, turns, seed, i) for i, (turns, _) in enumerate(parts)])
+    system, lot = (
+        np.concatenate(c)
+        for c in zip(*(_chosen(spec, t, seed, i) for i, (t, _) in enumerate(parts)), strict=True)
+    )
     order = np.lexsort((columns["turn"], columns["session"], member, planned))
     turns = Turns(**columns).select(order)
     session = _by_appearance(turns.session * len(parts) + member[order])
@@ -199,7 +210,7 @@ def _assemble(spec: SessionSpec, parts: list[tuple[Turns, IntArray]], seed: int)
         system_tokens=np.full(spec.system_prompts, spec.system_tokens, np.int64),
     )
     waits = previous >= 0 if spec.closed_loop else np.zeros(len(previous), np.bool_)
-    return make_workload(
+    workload = make_workload(
         np.where(waits, turns.gap_ns, planned[order]),
         turns.prompt_tokens,
         turns.output_tokens,
@@ -207,14 +218,18 @@ def _assemble(spec: SessionSpec, parts: list[tuple[Turns, IntArray]], seed: int)
         after=np.where(waits, previous, -1),
         content=content,
     )
+    return workload, lot[order]
 
 
-def _system_prompts(spec: SessionSpec, turns: Turns, seed: int, member: int) -> IntArray:
-    """The system prompt of every turn's session; the choice depends on the session alone."""
-    if not spec.system_prompts or not len(turns.session):
-        return np.full(len(turns.session), -1, np.int64)
-    rng = stream(seed, "content", member)
-    return rng.integers(spec.system_prompts, size=int(turns.session.max()) + 1)[turns.session]
+def _chosen(spec: SessionSpec, turns: Turns, seed: int, member: int) -> tuple[IntArray, FloatArray]:
+    """System prompt (-1: none) and lot of every turn; both depend on its session alone."""
+    sessions = int(turns.session.max(initial=-1)) + 1
+    lots = stream(seed, "content", 2 * member).random(sessions)
+    if not spec.system_prompts:
+        return np.full(len(turns.session), -1, np.int64), lots[turns.session]
+    rng = stream(seed, "content", 2 * member + 1)
+    prompts = rng.integers(spec.system_prompts, size=sessions)
+    return prompts[turns.session], lots[turns.session]
 
 
 def _by_appearance(keys: IntArray) -> IntArray:

@@ -64,7 +64,9 @@ class LengthTable(Table):
         given = self._options()
         _matches(self.kind, given, options_of(LENGTHS[self.kind]))
         if self.minimum > self.maximum:
-            raise ValueError(f"minimum: {self.minimum} is above maximum = {self.maximum}; swap them")
+            raise ValueError(
+                f"minimum: {self.minimum} is above maximum = {self.maximum}; swap them"
+            )
         LENGTHS[self.kind](**given)
         return self
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from synergy_gym.seeding import stream
-from synergy_gym.types import IntArray
+from synergy_gym.types import FloatArray, IntArray
 from synergy_gym.workload.arrivals import draw_arrivals
 from synergy_gym.workload.base import Workload, make_workload
 from synergy_gym.workload.lengths import draw_pairs
@@ -59,10 +59,11 @@ def build_workload(spec: TrafficSpec, rate_rps: float, horizon_s: float, seed: i
     recipe = _recipe(full)
     if full.sessions is not None:
         talk = Talk(full.sessions, recipe.prompt, recipe.output, recipe.correlation)
-        workload = session_workload(talk, recipe.arrivals, rate_rps, horizon_s, seed)
+        workload, lots = session_workload(talk, recipe.arrivals, rate_rps, horizon_s, seed)
     else:
         workload = _requests(recipe, rate_rps, horizon_s, seed)
-    return _with_classes(workload, full, seed)
+        lots = stream(seed, "content").random(len(workload))
+    return _with_classes(workload, lots, full)
 
 
 def resolve(spec: TrafficSpec) -> TrafficSpec:
@@ -101,15 +102,13 @@ def _requests(recipe: _Recipe, rate_rps: float, horizon_s: float, seed: int) -> 
     return make_workload(times, *pairs)
 
 
-def _with_classes(workload: Workload, spec: TrafficSpec, seed: int) -> Workload:
-    """SLO classes (one per session or request) and their priorities."""
+def _with_classes(workload: Workload, lots: FloatArray, spec: TrafficSpec) -> Workload:
+    """SLO classes by lot, and their priorities."""
     if min(spec.slo_mix) < 0 or abs(sum(spec.slo_mix) - 1) > 1e-9:
         raise ValueError(f"slo_mix is {spec.slo_mix}; give shares >= 0 that sum to 1")
     if spec.priorities and len(spec.priorities) != len(spec.slo_mix):
         raise ValueError(f"{len(spec.priorities)} priorities for {len(spec.slo_mix)} SLO classes")
-    owner = workload.session if spec.sessions is not None else np.arange(len(workload))
-    drawn = stream(seed, "content", 2).random(int(owner.max(initial=-1)) + 1)[owner]
     edges = np.cumsum(spec.slo_mix)[:-1]
-    slo_class: IntArray = np.searchsorted(edges, drawn, side="right").astype(np.int64)
+    slo_class: IntArray = np.searchsorted(edges, lots, side="right").astype(np.int64)
     levels = np.array(spec.priorities or (0,) * len(spec.slo_mix), np.int64)
     return replace(workload, slo_class=slo_class, priority=levels[slo_class])

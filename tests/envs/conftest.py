@@ -12,9 +12,6 @@ from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.types import Event
 from synergy_gym.workload.base import Workload, make_workload
 
-ENGINE_ID = "SynergyGym/EngineBatching-v0"
-ROUTER_ID = "SynergyGym/ClusterRouting-v0"
-
 
 def traffic(load: float, seed: int) -> Workload:
     """Forty requests in two seconds, ten sessions."""

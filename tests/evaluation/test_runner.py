@@ -236,17 +236,17 @@ def test_window_errors() -> None:
 
 def test_rank_with_an_own_policy() -> None:
     class Mine(RouterPolicy):
-        """Everything to engine 0."""
+        """Everything to the slowest engine."""
 
         name = "mine"
 
         def route(self, request: RequestView, cluster: ClusterView) -> int:
-            return 0
+            return 2
 
     table = rank(
         "router",
         [Mine(), "least-outstanding"],
-        loads=(1.0,),
+        loads=(2.0,),
         seeds=(1,),
         horizon_s=20.0,
         warmup_s=2.0,

@@ -1,0 +1,63 @@
+"""From a scenario to a simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from synergy_gym.scenario import Scenario, stop_time_ns
+from synergy_gym.seeding import stream_seed
+from synergy_gym.sim.arena import nanoseconds
+from synergy_gym.sim.cluster import Simulator
+from synergy_gym.types import DecisionRule
+from synergy_gym.workload.base import Workload
+
+if TYPE_CHECKING:
+    from synergy_gym.sim.reference import ReferenceSimulator
+
+
+def build_simulator(
+    scenario: Scenario,
+    *,
+    load: float = 1.0,
+    seed: int = 0,
+    workload: Workload | None = None,
+    rules: Sequence[DecisionRule | None] | None = None,
+    auto_route: bool = False,
+    record_itl: bool = False,
+    cls: type[Simulator] | type[ReferenceSimulator] = Simulator,
+) -> Any:
+    """An episode of `scenario` before its first arrival.
+
+    Args:
+        scenario: what is simulated.
+        load: factor of the scenario's `rate_rps`; unused when `workload` is given.
+        seed: fixes traffic and noise.
+        workload: traffic to play instead of the scenario's own.
+        rules: per engine a compiled decision, or `None` for BATCH points.
+        auto_route: single engine without ROUTE points.
+        record_itl: keep inter-token gaps.
+        cls: the compiled simulator, or the plain-Python reference.
+
+    Returns:
+        An instance of `cls`.
+    """
+    traffic = scenario.workload(load, seed) if workload is None else workload
+    clocks = [
+        terms.clock(stream_seed(seed, "noise", index)) for index, terms in enumerate(scenario.terms)
+    ]
+    return cls(
+        engines=scenario.engines,
+        clocks=clocks,
+        workload=traffic,
+        slos=scenario.slos,
+        telemetry=scenario.telemetry,
+        client=scenario.client,
+        events=scenario.events,
+        warmup_ns=nanoseconds(scenario.warmup_s),
+        horizon_ns=nanoseconds(scenario.horizon_s),
+        stop_ns=stop_time_ns(traffic, scenario.slos, scenario.horizon_s),
+        rules=rules,
+        auto_route=auto_route,
+        record_itl=record_itl,
+    )

@@ -1,0 +1,73 @@
+"""The compiled step equals the step in its parts, and is what the defaults use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
+from synergy_gym.envs.engine_batching import EngineBatchingEnv
+from synergy_gym.scenario import Scenario
+
+
+def play(env: Any, seed: int, *, fused: bool) -> list[Any]:
+    actions = np.random.default_rng(seed)
+    observation, _ = env.reset(seed=3)
+    steps: list[Any] = [observation.tolist()]
+    truncated = False
+    while not truncated:
+        if not fused:
+            env._fused = None
+        action = np.array(actions.integers(getattr(env.action_space, "nvec", 3)))
+        observation, reward, _, truncated, info = env.step(action)
+        steps.append((observation.tolist(), reward, info["dt_s"], info["reward_terms"]))
+    return [*steps, info["log_hash"]]
+
+
+@pytest.mark.parametrize("kind", [EngineBatchingEnv, ClusterRoutingEnv])
+def test_both_ways_are_equal(
+    kind: Any, short_engine: Scenario, short_cluster: Scenario, small_traffic: Any, seed: int
+) -> None:
+    scenario = short_engine if kind is EngineBatchingEnv else short_cluster
+    env = kind(scenario, workload=small_traffic)
+    assert play(env, seed, fused=True) == play(env, seed, fused=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "compiled"),
+    [
+        ({}, True),
+        ({"observation": "dict"}, True),
+        ({"render_mode": "ansi"}, True),
+        ({"render_mode": "human"}, False),
+        ({"backend": "reference"}, False),
+    ],
+    ids=str,
+)
+def test_what_is_compiled(
+    short_engine: Scenario,
+    short_cluster: Scenario,
+    small_traffic: Any,
+    arguments: dict[str, Any],
+    compiled: bool,
+) -> None:
+    for env in (
+        EngineBatchingEnv(short_engine, workload=small_traffic, **arguments),
+        ClusterRoutingEnv(short_cluster, workload=small_traffic, **arguments),
+    ):
+        env.reset(seed=0)
+        assert (env._fused is not None) == compiled
+        env.close()
+
+
+def test_options_that_need_the_parts(short_engine: Scenario, failing_cluster: Scenario) -> None:
+    for env in (
+        EngineBatchingEnv(short_engine, action="full"),
+        EngineBatchingEnv(short_engine, shaping="waiting"),
+        ClusterRoutingEnv(failing_cluster),
+        ClusterRoutingEnv(failing_cluster, engine_policy="random"),
+    ):
+        env.reset(seed=0)
+        assert env._fused is None
