@@ -315,8 +315,10 @@ def calibrate(
 
 
 @app.command()
-def bench() -> None:
+def bench(
+    out: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
+) -> None:
     """Measure the speed goals, each beside Gymnasium's CartPole where it is the yardstick."""
     from synergy_gym.evaluation.bench import run_bench
 
-    run_bench()
+    run_bench(out)

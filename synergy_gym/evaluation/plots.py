@@ -108,6 +108,7 @@ def attainment_plot(part: Part, scenario: str, results: Sequence[JobResult]) -> 
         axes.plot(loads, 100 * np.array(means), marker=marker, ms=4, label=policy, **_look(index))
     axes.axhline(100 * TARGET, color="0.5", lw=0.8)
     axes.set_xlabel("load (1.0: vLLM V1 + round-robin attains 90 %)")
+    axes.set_xticks(sorted({r.row["load"] for r in results}))
     axes.set_ylabel("requests that met every SLO, %")
     axes.set_ylim(-2, 102)
     axes.set_title(f"{scenario} (simulated)")

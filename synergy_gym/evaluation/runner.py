@@ -18,6 +18,7 @@ from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.seeding import stream
 from synergy_gym.sim.build import build_simulator
+from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, DONE
 from synergy_gym.types import (
     NS_PER_S,
@@ -266,18 +267,16 @@ def evaluate(
         ValueError: an unknown policy name.
     """
     world = resolve_scenario(scenario)
-    world = trace_window(world, workload) if workload is not None else world
+    if workload is not None:
+        world = trace_window(world, workload)
     world = _with_window(world, warmup_s, horizon_s)
     rng = stream(seed, "policy", 0)
     router = copy.deepcopy(make_router_policy(router_policy))
-    manifest = episode_manifest(
-        world, make_engine_policy(engine_policy), router, load, seed, workload
-    )
+    asked = make_engine_policy(engine_policy)
+    manifest = episode_manifest(world, asked, router, load, seed, workload)
     engines = _fresh_engine_policies(engine_policy, world, seed)
     router.reset(rng, tuple(world.engines), tuple(world.slos))
-    rules = [policy.rule() for policy in engines]
-    began = time.perf_counter()
-    options: dict[str, Any] = {} if simulator is None else {"cls": simulator}
+    began, rules = time.perf_counter(), [policy.rule() for policy in engines]
     sim = build_simulator(
         world,
         load=load,
@@ -286,7 +285,7 @@ def evaluate(
         rules=rules,
         auto_route=len(engines) == 1,
         record_itl=record_itl,
-        **options,
+        cls=simulator or Simulator,
     )
     built = time.perf_counter()
     player = Player(sim, engines, router, rng)

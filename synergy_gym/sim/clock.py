@@ -139,7 +139,7 @@ def _skip_closed(a, o):  # type: ignore[no-untyped-def]
         a[o + H_PTR] += 1
 
 
-@hot
+@kernel
 def pop_arrival(a, o):  # type: ignore[no-untyped-def]
     """Take the next request out of the arrival stream."""
     n = a[o + H_HEAP_N]
@@ -156,7 +156,7 @@ def pop_arrival(a, o):  # type: ignore[no-untyped-def]
     return r
 
 
-@hot
+@kernel
 def _next_timeout(a, o):  # type: ignore[no-untyped-def]
     """Time of the next timeout of an attempt that is still in the system, or INF."""
     if a[o + H_TIMEOUT] <= 0:
@@ -262,7 +262,7 @@ def _apply_event(a, o, now):  # type: ignore[no-untyped-def]
         a[e + E_DEBT] += lost
 
 
-@hot
+@kernel
 def _arrive(a, o, now):  # type: ignore[no-untyped-def]
     """Take one arrival; true when it needs a routing decision."""
     r = pop_arrival(a, o)
@@ -393,7 +393,7 @@ def _busy(a, o):  # type: ignore[no-untyped-def]
     return False
 
 
-@hot
+@kernel
 def _world(a, o):  # type: ignore[no-untyped-def]
     """Handle the next thing outside the engines: 0 handled, 1 routing point, 2 nothing left."""
     event = _next_event(a, o)

@@ -214,7 +214,7 @@ def _drop_aborted(a, o, e, now):  # type: ignore[no-untyped-def]
     a[e + E_ABORTS] = 0
 
 
-@hot
+@kernel
 def _finish_decode(a, o, e, r, now, unlink):  # type: ignore[no-untyped-def]
     q = row(a, o, r)
     free_request(a, e, q, a[q + F_OFF] + a[e + E_K])
@@ -240,7 +240,7 @@ def _finish_by_calendar(a, o, e, now):  # type: ignore[no-untyped-def]
         r = following
 
 
-@hot
+@kernel
 def _emit_prefill(a, o, e, r, now):  # type: ignore[no-untyped-def]
     """A request whose known tokens are all computed emits a token and decodes or ends."""
     q = row(a, o, r)

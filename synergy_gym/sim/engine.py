@@ -106,7 +106,7 @@ def ids_of(a, o, r):  # type: ignore[no-untyped-def]
     return a[o + H_BLOCK_IDS] + a[a[o + H_BLOCK_OFFSETS] + r]
 
 
-@hot
+@kernel
 def free_request(a, e, q, tokens):  # type: ignore[no-untyped-def]
     """Give back the KV blocks of a request that holds `tokens` tokens."""
     count = blocks_for(a, e, tokens)
@@ -118,7 +118,7 @@ def free_request(a, e, q, tokens):  # type: ignore[no-untyped-def]
     a[e + B_SLOTS_N] += 1
 
 
-@hot
+@kernel
 def pay_debt(a, e):  # type: ignore[no-untyped-def]
     """Surrender blocks that a `lose_blocks` event took, as far as they are free."""
     while a[e + E_DEBT] > 0 and a[e + E_FREE] > 0:
@@ -416,7 +416,7 @@ def _finish_walk(a, o, e):  # type: ignore[no-untyped-def]
         r = a[q + F_NEXT]
 
 
-@hot
+@kernel
 def _admit_one(a, o, e, r, q, computed, n):  # type: ignore[no-untyped-def]
     wait_unlink(a, o, e, q)
     run_append(a, o, e, r)
@@ -504,7 +504,7 @@ def schedule(a, o, e):  # type: ignore[no-untyped-def]
     return _admit(a, o, e, chunk, left)
 
 
-@hot
+@kernel
 def admit_more(a, o, e):  # type: ignore[no-untyped-def]
     """Go on with admission after a rejected request has left the queue."""
     return _admit(a, o, e, a[e + E_CHUNK], a[e + E_LEFT])

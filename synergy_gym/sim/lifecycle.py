@@ -133,7 +133,7 @@ def heap_pop(a, o):  # type: ignore[no-untyped-def]
     return result
 
 
-@hot
+@kernel
 def begin_attempt(a, o, r, now):  # type: ignore[no-untyped-def]
     """A request enters the system at `now`, for the first time or again."""
     q = row(a, o, r)
@@ -170,7 +170,7 @@ def _release_children(a, o, r, now):  # type: ignore[no-untyped-def]
         child = a[a[o + H_SIBLING] + child]
 
 
-@hot
+@kernel
 def leave(a, o, r, now, outcome):  # type: ignore[no-untyped-def]
     """A request is out of its engine; aborted and failed ones come back while they may."""
     q = row(a, o, r)
@@ -199,7 +199,7 @@ def leave(a, o, r, now, outcome):  # type: ignore[no-untyped-def]
         _release_children(a, o, r, now)
 
 
-@hot
+@kernel
 def met_slos(a, o, q, now):  # type: ignore[no-untyped-def]
     """Whether the request at row `q`, finishing at `now`, met every declared SLO."""
     s = a[o + H_SLO] + 3 * (a[q + F_META] & CLASS_MASK)
@@ -210,7 +210,7 @@ def met_slos(a, o, q, now):  # type: ignore[no-untyped-def]
     return not (a[s + 2] >= 0 and now - a[q + F_ARRIVAL] > a[s + 2])
 
 
-@hot
+@kernel
 def finish(a, o, e, r, now):  # type: ignore[no-untyped-def]
     """The request has emitted its last token at `now`; its blocks are already free."""
     q = row(a, o, r)
@@ -246,7 +246,7 @@ def take_out(a, o, e, r):  # type: ignore[no-untyped-def]
     run_unlink(a, o, e, q)
 
 
-@hot
+@kernel
 def deliver(a, o, r, engine, now):  # type: ignore[no-untyped-def]
     """Hand an arriving request to its engine; prompts that can never fit leave at once."""
     e = a[o + H_ENG] + engine * a[o + H_STRIDE]

@@ -97,7 +97,7 @@ def num_decodes(a, o, e):  # type: ignore[no-untyped-def]
     return n
 
 
-@hot
+@kernel
 def run_append(a, o, e, r):  # type: ignore[no-untyped-def]
     """Put `r` at the end of the running list."""
     q = row(a, o, r)
@@ -126,14 +126,14 @@ def _unlink(a, o, q, head, tail):  # type: ignore[no-untyped-def]
         a[row(a, o, after) + F_PREV] = before
 
 
-@hot
+@kernel
 def run_unlink(a, o, e, q):  # type: ignore[no-untyped-def]
     """Take the request at row `q` out of the running list."""
     _unlink(a, o, q, e + E_RUN_HEAD, e + E_RUN_TAIL)
     a[e + E_RUNNING] -= 1
 
 
-@hot
+@kernel
 def _insert_before(a, o, e, r, successor):  # type: ignore[no-untyped-def]
     """Link `r` into the waiting queue before `successor` (-1: at the end)."""
     q = row(a, o, r)
@@ -174,7 +174,7 @@ def _before(a, o, e, q, other):  # type: ignore[no-untyped-def]
     return x < y
 
 
-@hot
+@kernel
 def wait_append(a, o, e, r):  # type: ignore[no-untyped-def]
     """Put a newly arrived request into the waiting queue."""
     q = row(a, o, r)
@@ -207,7 +207,7 @@ def _enter_waiting(a, e, q):  # type: ignore[no-untyped-def]
     a[e + E_WAIT_TOKENS] += a[q + F_PROMPT] + a[q + F_GEN]
 
 
-@hot
+@kernel
 def wait_unlink(a, o, e, q):  # type: ignore[no-untyped-def]
     """Take the request at row `q` out of the waiting queue."""
     _unlink(a, o, q, e + E_WAIT_HEAD, e + E_WAIT_TAIL)
@@ -240,7 +240,7 @@ def _calendar_unlink(a, o, e, r):  # type: ignore[no-untyped-def]
         i = (i - 1) & a[e + E_CAL_MASK]
 
 
-@hot
+@kernel
 def decode_enter(a, e, q, r, computed):  # type: ignore[no-untyped-def]
     """A prefill has emitted a token: it decodes from now on."""
     a[q + F_OFF] = computed - a[e + E_K]
@@ -254,7 +254,7 @@ def decode_enter(a, e, q, r, computed):  # type: ignore[no-untyped-def]
         calendar_add(a, e, q, r)
 
 
-@hot
+@kernel
 def decode_leave(a, o, e, r, unlink):  # type: ignore[no-untyped-def]
     """A decode ends or is preempted; the caller sets its new state.
 

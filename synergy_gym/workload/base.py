@@ -99,7 +99,7 @@ def make_workload(
     }
     for name, (column, neutral) in given.items():
         values = (
-            np.full(n, neutral, np.int64)
+            np.broadcast_to(np.int64(neutral), (n,))  # takes no memory
             if column is None
             else np.ascontiguousarray(column, np.int64)
         )

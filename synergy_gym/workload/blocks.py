@@ -58,20 +58,16 @@ def private_content(requests: int) -> Content:
 
 
 def session_content(
-    previous: IntArray,
-    reused_tokens: IntArray,
-    *,
-    system: IntArray | None = None,
-    system_tokens: IntArray | None = None,
+    previous: IntArray, shared_tokens: IntArray, *, system: IntArray | None = None
 ) -> Content:
     """Content of conversations whose turns repeat the beginning of the turn before.
 
     Args:
-        previous: per request, the earlier request whose prompt + output it begins with, or
+        previous: per request, the earlier request whose prompt + output it begins like, or
             -1 for a first turn.
-        reused_tokens: per request with a previous one, how many leading tokens are equal.
-        system: per request, the index of its system prompt, or -1; read for first turns.
-        system_tokens: per system prompt, its length.
+        shared_tokens: per request, how many leading tokens it shares with that one; for a
+            first turn, with its system prompt.
+        system: per request, the number of its system prompt, or -1; read for first turns.
 
     Returns:
         A tree with one node per system prompt, then one per request.
@@ -85,14 +81,11 @@ def session_content(
         raise ValueError(
             f"row {late[0]}: its previous turn is row {previous[late[0]]}; sort rows by arrival"
         )
-    lengths = np.zeros(0, np.int64) if system_tokens is None else system_tokens
-    first = len(lengths)
     chosen = np.full(n, -1, np.int64) if system is None else system
-    shared = np.concatenate([lengths, [0]])[chosen] if first else np.zeros(n, np.int64)
-    begins = previous < 0
-    parent = np.concatenate([np.full(first, -1), np.where(begins, chosen, previous + first)])
-    start = np.concatenate([np.zeros(first, np.int64), np.where(begins, shared, reused_tokens)])
-    parent, start = parent.astype(np.int64), start.astype(np.int64)
+    first = int(chosen.max(initial=-1)) + 1
+    own = np.where(previous < 0, chosen, previous + first)
+    parent = np.concatenate([np.full(first, -1), own]).astype(np.int64)
+    start = np.concatenate([np.zeros(first), np.where(own < 0, 0, shared_tokens)]).astype(np.int64)
     _skip_unreached(parent, start)
     return Content(leaf=np.arange(first, first + n, dtype=np.int64), parent=parent, start=start)
 

@@ -203,12 +203,9 @@ def _assemble(
     turns = Turns(**columns).select(order)
     session = _by_appearance(turns.session * len(parts) + member[order])
     previous = _previous(session)
-    content = session_content(
-        previous,
-        turns.reused_tokens,
-        system=system[order] if spec.system_prompts else None,
-        system_tokens=np.full(spec.system_prompts, spec.system_tokens, np.int64),
-    )
+    opening = np.minimum(spec.system_tokens, turns.prompt_tokens)
+    shared = np.where(previous >= 0, turns.reused_tokens, opening)
+    content = session_content(previous, shared, system=system[order])
     waits = previous >= 0 if spec.closed_loop else np.zeros(len(previous), np.bool_)
     workload = make_workload(
         np.where(waits, turns.gap_ns, planned[order]),

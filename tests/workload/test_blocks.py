@@ -49,12 +49,13 @@ def test_session_content_means_equal_tokens(data: st.DataObject) -> None:
     for request in range(n):
         before = data.draw(st.integers(-1, request - 1))
         chosen = data.draw(st.integers(-1, len(system_tokens) - 1))
-        head: list[Token] = []
-        if before < 0 and chosen >= 0:
-            head = [("system", chosen, i) for i in range(system_tokens[chosen])]
-        keep = data.draw(st.integers(0, len(texts[before]))) if before >= 0 else 0
+        source: list[Token] = []
         if before >= 0:
-            head = texts[before][:keep]
+            source = texts[before]
+        elif chosen >= 0:
+            source = [("system", chosen, i) for i in range(system_tokens[chosen])]
+        keep = data.draw(st.integers(0, len(source)))
+        head = source[:keep]
         own = data.draw(sizes)
         said = data.draw(sizes)
         text = head + [("own", request, i) for i in range(own + said)]
@@ -68,7 +69,6 @@ def test_session_content_means_equal_tokens(data: st.DataObject) -> None:
         np.array(previous, np.int64),
         np.array(reused, np.int64),
         system=np.array(system, np.int64),
-        system_tokens=np.array(system_tokens, np.int64),
     )
     assert np.all(content.parent < np.arange(len(content.parent)))
     workload = of(prompt, output, content)

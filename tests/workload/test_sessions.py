@@ -126,6 +126,19 @@ def test_system_prompts_are_shared_across_sessions() -> None:
     assert len({tuple(blocks) for blocks in first}) == 2
 
 
+def test_a_prompt_within_its_system_prompt_keeps_its_output_to_itself() -> None:
+    chosen = talk(growth="window", turns=LengthSpec("constant", {"value": 1}))
+    workload = play(
+        replace(chosen, sessions=replace(chosen.sessions, system_prompts=1, system_tokens=64))
+    )
+    offsets, ids = workload.block_ids(1)
+    ends = offsets[:-1] + np.minimum(workload.prompt_tokens, 64)
+    first_own = ids[ends]
+    assert len(workload) > 100
+    assert len(np.unique(first_own)) == len(workload)
+    assert len(np.unique(ids[ends - 1])) <= 64
+
+
 def test_closed_loop_turns_wait_for_the_turn_before() -> None:
     planned, closed = play(talk()), play(talk(closed_loop=True))
     assert closed.prompt_tokens.tolist() == planned.prompt_tokens.tolist()

@@ -1,0 +1,265 @@
+"""The speed goals of the project, measured here and now; each is printed beside its goal.
+
+Ratios are between two things measured in the same run. Figures depend on what else the machine
+does: repeat on a quiet one before drawing conclusions.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from synergy_gym.latency.terms import StepTerms
+from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.reference import ReferenceSimulator
+from synergy_gym.types import SLO, DecisionRule, EngineSpec
+from synergy_gym.workload.base import Workload, make_workload
+
+SPEC = EngineSpec(
+    name="bench",
+    gpu="any",
+    model="any",
+    profile="bench",
+    max_num_seqs=128,
+    max_num_batched_tokens=2048,
+    max_model_len=8192,
+    kv_blocks=60_000,
+)
+TERMS = StepTerms(base_ms=7.0, per_sequence_ms=0.2, per_token_ms=0.0235, per_decode_context_ms=2e-5)
+SLOS = (SLO("default", ttft_s=1.0, tpot_s=0.05),)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured goal; `met` compares `value` with `goal` in the stated direction."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float
+    at_least: bool
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure reaches its goal."""
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
+
+
+def traffic(requests: int, rate_rps: float, seed: int = 0) -> Workload:
+    """Poisson arrivals, lognormal lengths of median 512 (prompt) and 200 (output) tokens."""
+    rng = np.random.default_rng(seed)
+    arrival = np.cumsum(rng.exponential(1e9 / rate_rps, requests)).astype(np.int64)
+    prompt = np.clip(rng.lognormal(np.log(512), 1.0, requests), 1, 4000).astype(np.int64)
+    output = np.clip(rng.lognormal(np.log(200), 0.8, requests), 1, 1000).astype(np.int64)
+    return make_workload(arrival, prompt, output)
+
+
+def _simulator(workload: Workload, spec: EngineSpec, terms: StepTerms, cls: Any) -> Any:
+    return cls(
+        engines=[spec],
+        clocks=[terms.clock()],
+        workload=workload,
+        slos=SLOS,
+        rules=[DecisionRule(spec.max_num_batched_tokens)],
+        auto_route=True,
+    )
+
+
+def play_s(
+    workload: Workload, spec: EngineSpec = SPEC, terms: StepTerms = TERMS, cls: Any = Simulator
+) -> tuple[float, int]:
+    """Seconds to play a whole trace, and how many iterations that took."""
+    simulator = _simulator(workload, spec, terms, cls)
+    begin = time.perf_counter()
+    simulator.advance()
+    seconds = time.perf_counter() - begin
+    return seconds, simulator.steps(0) if isinstance(simulator, Simulator) else 0
+
+
+def best(measure: Callable[[], float], repeats: int) -> float:
+    """The smallest of several measurements: other load can only add time."""
+    return min(measure() for _ in range(repeats))
+
+
+def kernel_rows() -> list[Row]:
+    """Whole traces in compiled code."""
+    workload = traffic(10_000, 7.0)
+    iterations = play_s(workload)[1]
+    kernel = best(lambda: play_s(workload)[0], 15)
+    small = traffic(400, 7.0)
+    reference = play_s(small, cls=ReferenceSimulator)[0] / len(small)
+    return [
+        Row("engine kernel, whole trace", kernel / iterations * 1e9, "ns/iteration", 100, False),
+        Row(
+            "kernel against the plain-Python reference",
+            reference / (kernel / len(workload)),
+            "x faster per request",
+            1000,
+            True,
+        ),
+        *_million_rows(),
+    ]
+
+
+def _million_rows() -> list[Row]:
+    command = [sys.executable, "-m", "synergy_gym.sim.bench_million"]
+    measured = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(3)
+    ]
+    simulate = min(m["simulate_s"] for m in measured)
+    process = min(m["process_s"] for m in measured)
+    iterations = measured[0]["iterations"]
+    return [
+        Row(
+            "1,000,000 requests: simulation",
+            simulate,
+            "s",
+            0.3,
+            False,
+            f"{iterations:,} iterations",
+        ),
+        Row("1,000,000 requests: whole process", process, "s", 3.0, False),
+        Row("1,000,000 requests: peak memory", measured[0]["peak_mb"], "MB", 300, False),
+    ]
+
+
+def growth_row() -> Row:
+    """Cost per iteration at batch 8 and 512 with one request per four iterations."""
+
+    def cost(batch: int) -> float:
+        output = 4 * batch
+        n = max(200_000 // output, 400)
+        arrival = np.arange(n, dtype=np.int64) * 40_000_000
+        rng = np.random.default_rng(1)
+        lengths = rng.integers(output - output // 4, output + output // 4 + 1, n)
+        workload = make_workload(arrival, np.full(n, 16), lengths)
+        spec = replace(SPEC, max_num_seqs=1024, kv_blocks=400_000)
+        terms = StepTerms(base_ms=10.0)
+        iterations = play_s(workload, spec, terms)[1]
+        return best(lambda: play_s(workload, spec, terms)[0], 15) / iterations
+
+    return Row("cost per iteration, batch 8 -> 512", cost(512) / cost(8), "x", 1.5, False)
+
+
+def steps_per_s(env: Any, actions: list[Any], steps: int) -> float:
+    """Steps per second of an environment, resets left out."""
+    env.reset(seed=0)
+    spent, done = 0.0, 0
+    while done < steps:
+        begin = time.perf_counter()
+        for count, action in enumerate(actions, start=1):
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                break
+        spent += time.perf_counter() - begin
+        done += count
+        if terminated or truncated:
+            env.reset()
+    return done / spent
+
+
+def _rate(env: Any, actions: list[Any], steps: int, repeats: int = 7) -> float:
+    return max(steps_per_s(env, actions, steps) for _ in range(repeats))
+
+
+def router_scenario(engines: int) -> Scenario:
+    """`engines` equal engines at 7 requests/s each, without prefix caching."""
+    base = load_scenario("chat-h100")
+    return replace(
+        base,
+        name=f"bench-{engines}",
+        engines=tuple(replace(SPEC, name=f"e{i}") for i in range(engines)),
+        terms=(TERMS,) * engines,
+        horizon_s=max(4000.0 / (7.0 * engines), 20.0),
+        warmup_s=0.0,
+        rate_rps=7.0 * engines,
+    )
+
+
+def _router_env(engines: int) -> Any:
+    scenario = router_scenario(engines)
+
+    def play(load: float, seed: int) -> Workload:
+        n = int(scenario.rate_rps * load * scenario.horizon_s)
+        return traffic(n, scenario.rate_rps * load, seed)
+
+    return gym.make("SynergyGym/ClusterRouting-v0", scenario=scenario, workload=play)
+
+
+def env_rows() -> list[Row]:
+    """Environments through `gym.make`, beside Gymnasium's CartPole."""
+    cartpole = gym.make("CartPole-v1")
+    cartpole_rate = _rate(cartpole, [0, 1] * 100, 10_000)
+    engine = gym.make("SynergyGym/EngineBatching-v0", scenario="chat-h100")
+    action = np.array([2047, 255])
+    engine_rate = _rate(engine, [action] * 1000, 20_000)
+    routers = {n: _rate(_router_env(n), [i % n for i in range(1000)], 4_000) for n in (8, 512)}
+    return [
+        Row(
+            "EngineBatching-v0 step() against CartPole-v1",
+            engine_rate / cartpole_rate,
+            "x",
+            5.0,
+            True,
+            f"{engine_rate:,.0f} against {cartpole_rate:,.0f} steps/s",
+        ),
+        Row(
+            "ClusterRouting-v0, 8 engines, against CartPole-v1",
+            routers[8] / cartpole_rate,
+            "x",
+            3.0,
+            True,
+            f"{routers[8]:,.0f} decisions/s",
+        ),
+        Row(
+            "cost per routing decision, 8 -> 512 engines",
+            routers[8] / routers[512],
+            "x",
+            6.0,
+            False,
+            f"{routers[512]:,.0f} decisions/s at 512",
+        ),
+    ]
+
+
+def run_bench(out: Path | None = None) -> list[Row]:
+    """Measure all rows, print them on stdout, and write `out` (CSV) if given."""
+    parts: list[Callable[[], list[Row]]] = [kernel_rows, lambda: [growth_row()], env_rows]
+    console = Console(stderr=True)
+    rows = [row for part in track(parts, "measuring", console=console) for row in part()]
+    print_rows(rows)
+    if out is not None:
+        import pandas as pd
+
+        columns = ("name", "value", "unit", "goal", "met", "note")
+        table = pd.DataFrame([{c: getattr(row, c) for c in columns} for row in rows])
+        table.to_csv(out, index=False)
+    return rows
+
+
+def print_rows(rows: list[Row]) -> None:
+    """Print the measured figures beside their goals."""
+    table = Table(title="Speed, measured in this run")
+    for heading in ("what", "measured", "goal", "", "note"):
+        table.add_column(heading, justify="right" if heading in ("measured", "goal") else "left")
+    for row in rows:
+        sign = ">=" if row.at_least else "<="
+        measured = f"{row.value:.3g} {row.unit}"
+        verdict = "met" if row.met else "MISSED"
+        table.add_row(row.name, measured, f"{sign} {row.goal:g}", verdict, row.note)
+    Console().print(table)
