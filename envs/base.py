@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from synergy_gym.envs.fused import Outcome, mark_seen, seen
 from synergy_gym.envs.rendering import RENDER_FPS, RENDER_MODES, Frame, Renderer, make_renderer
 from synergy_gym.observation import Float32Array, ObservationLayout
 from synergy_gym.rewards import SHAPING, SLO_MET, PotentialShaping
@@ -22,9 +23,6 @@ from synergy_gym.workload.base import Workload
 Split = Literal["train", "validation", "test"]
 WorkloadSource = Workload | Callable[[float, int], Workload]
 """Fixed traffic, or a function of (load, seed)."""
-
-Outcome = tuple[int, int, int]
-"""(kind of the next point, its instant in ns, requests that met their SLOs so far)."""
 
 Part = slice | IntArray
 """Numbers of the flat observation that form one entry of the Dict form."""
@@ -105,6 +103,7 @@ class ServingEnv(gym.Env[Any, Any]):
         self._active = False
         self._empty = False
         self._token = object()
+        self._fused: Callable[..., Outcome] | None = None
         self._now_ns = 0
         self._met = 0
         self._episode = Episode(seed=0, load=self.load, workload=None)
@@ -155,6 +154,8 @@ class ServingEnv(gym.Env[Any, Any]):
         self._empty = self._advance()
         self._active = not self._empty
         self._now_ns = self._sim.now_ns
+        if self._fused is not None:
+            mark_seen(self._sim.arena, self._now_ns, 0)
         self._read(self._empty)
         if self._shaping is not None:
             self._shaping.start(0.0 if self._empty else self._potential())
@@ -187,6 +188,7 @@ class ServingEnv(gym.Env[Any, Any]):
 
     def _outcome(self, ended: bool) -> tuple[float, dict[str, Any]]:
         """Reward and info of the step that has just been simulated."""
+        self._catch_up()
         sim = self._sim
         now_ns, met = sim.now_ns, sim.met()
         dt_s = (now_ns - self._now_ns) / NS_PER_S
@@ -202,6 +204,11 @@ class ServingEnv(gym.Env[Any, Any]):
             self._active = False
             info.update(self._final_info())
         return reward, info
+
+    def _catch_up(self) -> None:
+        """Fused steps count in the arena; take over what they have reported."""
+        if self._fused is not None:
+            self._now_ns, self._met = seen(self._sim.arena)
 
     def _final_info(self) -> dict[str, Any]:
         from synergy_gym.metrics import summarize
@@ -239,6 +246,7 @@ class ServingEnv(gym.Env[Any, Any]):
         """
         if self._sim is None:
             raise gym.error.ResetNeeded("there is nothing to snapshot before reset(); call reset()")
+        self._catch_up()
         phi = self._shaping.last if self._shaping is not None else 0.0
         generator = self._np_random
         return EnvSnapshot(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from operator import index
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-from synergy_gym.envs.base import Episode, Outcome, Part, ServingEnv, Split, WorkloadSource
-from synergy_gym.envs.fused import router_stepper
+from synergy_gym.envs.base import Episode, Part, ServingEnv, Split, WorkloadSource
+from synergy_gym.envs.fused import ILLEGAL, router_stepper
 from synergy_gym.envs.rendering import Frame, Gauge
 from synergy_gym.features import (
     NUM_REQUEST_FEATURES,
@@ -193,7 +192,6 @@ class ClusterRoutingEnv(ServingEnv):
         self._features = RouterFeatures(self.engines, self.scenario.slos)
         self._observe_as(self._features.layout, _dict_parts(self._features.layout, self._num))
         self._ruled = False
-        self._fused: Callable[[int], Outcome] | None = None
         self._rows: IntArray = np.zeros((self._num, len(RouterRow)), np.int64)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -203,26 +201,26 @@ class ClusterRoutingEnv(ServingEnv):
             ValueError: there is no such engine, or it is down.
             gymnasium.error.ResetNeeded: there is no running episode.
         """
-        if not self._active:
-            return self._step_inactive()
-        engine = self._checked(action)
-        if self._fused is None:
-            return self._step_apart(engine)
-        point, now_ns, met = self._fused(engine)
+        fused = self._fused
+        if fused is None or not self._active:
+            return self._step_apart(action)
+        engine = action if type(action) is int else self._checked(action)
+        point, dt_s, reward = fused(engine)
+        if point == ILLEGAL:
+            self._checked(action)
         if point == DONE:
             self._read(True)
             reward, info = self._outcome(True)
             return self._observation(), reward, False, True, info
-        dt_s = (now_ns - self._now_ns) / NS_PER_S
-        reward = float(met - self._met)
-        self._now_ns, self._met = now_ns, met
         info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
         observation = self._observation() if self._dict else self._buffer.copy()
         return observation, reward, False, False, info
 
-    def _step_apart(self, engine: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def _step_apart(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The step in its parts, for every simulator, policy and option."""
-        self._sim.route(engine)
+        if not self._active:
+            return self._step_inactive()
+        self._sim.route(self._checked(action))
         ended = self._advance()
         self._read(ended)
         reward, info = self._outcome(ended)
@@ -330,7 +328,7 @@ class ClusterRoutingEnv(ServingEnv):
     def _frame(self) -> Frame:
         rows = self._sim.router_rows()
         gauges = tuple(
-            _engine_gauge(spec.name, row, self._now_ns)
+            _engine_gauge(spec.name, row, self._sim.now_ns)
             for spec, row in zip(self.engines, rows.tolist(), strict=True)
         )
         in_flight = int(rows[:, RouterRow.IN_FLIGHT].sum())
@@ -338,8 +336,8 @@ class ClusterRoutingEnv(ServingEnv):
         return Frame(
             title=f"{self.scenario.name}  load {self._episode.load:g}  seed {self._episode.seed}",
             facts=(
-                f"t = {self._now_ns / NS_PER_S:.3f} s   in flight {in_flight}   "
-                f"SLOs met {self._met}   bars: KV cache as last pushed"
+                f"t = {self._sim.now_ns / NS_PER_S:.3f} s   in flight {in_flight}   "
+                f"SLOs met {self._sim.met()}   bars: KV cache as last pushed"
             ),
             gauges=gauges,
             points={

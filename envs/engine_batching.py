@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 
-from synergy_gym.envs.base import Episode, Outcome, ServingEnv, Split, WorkloadSource
-from synergy_gym.envs.fused import engine_stepper
+from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource
+from synergy_gym.envs.fused import ILLEGAL, engine_stepper
 from synergy_gym.envs.rendering import Frame, Gauge
 from synergy_gym.features import EngineFeatures
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_engine_potential
@@ -191,7 +190,6 @@ class EngineBatchingEnv(ServingEnv):
         self.action_space = spaces.MultiDiscrete(self._sizes)
         self._features = EngineFeatures(spec, self.scenario.slos)
         self._observe_as(self._features.layout, self._features.layout)
-        self._fused: Callable[[int, int], Outcome] | None = None
         self._state: IntArray = np.zeros(len(EngineStateField), np.int64)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -201,35 +199,29 @@ class EngineBatchingEnv(ServingEnv):
             ValueError: the action lies outside the action space.
             gymnasium.error.ResetNeeded: there is no running episode.
         """
-        if not self._active:
-            return self._step_inactive()
         fused = self._fused
-        if fused is None:
+        if fused is None or not self._active:
             return self._step_apart(action)
         try:
             budget, cap = action.tolist()
         except (AttributeError, TypeError, ValueError):
             budget, cap = self._values(action)
-        # Spelled out rather than called: this line is a third of the checks' cost.
-        if not (
-            type(budget) is int is type(cap)
-            and -1 < budget < self._budgets
-            and -1 < cap < self._caps
-        ):
+        if not type(budget) is int is type(cap):
             self._values(action)
-        point, now_ns, met = fused(budget + 1, cap + 1)
+        point, dt_s, reward = fused(budget, cap)
+        if point == ILLEGAL:
+            self._values(action)
         observation = self._observation() if self._dict else self._buffer.copy()
         if point == DONE:
             reward, info = self._outcome(True)
             return observation, reward, False, True, info
-        dt_s = (now_ns - self._now_ns) / NS_PER_S
-        reward = float(met - self._met)
-        self._now_ns, self._met = now_ns, met
         info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
         return observation, reward, False, False, info
 
     def _step_apart(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The step in its parts, for every simulator and every option."""
+        if not self._active:
+            return self._step_inactive()
         self._sim.batch(self._decision(self._values(action)))
         ended = self._advance()
         self._read(ended)

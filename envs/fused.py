@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.envs.base import Outcome
 from synergy_gym.features import (
     ENGINE_SCALE_SIZE,
     NUM_REQUEST_FEATURES,
@@ -27,14 +26,16 @@ from synergy_gym.features import (
     write_router_ages,
     write_router_row,
 )
+from synergy_gym.jit import direct, kernel
 from synergy_gym.observation import Float32Array
 from synergy_gym.sim.clock import advance, take_batch, take_route
 from synergy_gym.sim.exports import write_state
-from synergy_gym.jit import direct, kernel
 from synergy_gym.sim.layout import (
     ATTEMPT_MASK,
     ATTEMPT_SHIFT,
     CLASS_MASK,
+    E_MAX_SEQS,
+    E_MAX_TOKENS,
     F_META,
     F_PROMPT,
     H_E,
@@ -45,6 +46,8 @@ from synergy_gym.sim.layout import (
     H_REQ,
     H_REQUEST,
     H_ROWS,
+    H_SEEN_MET,
+    H_SEEN_NOW,
     H_SESSION,
     H_SESSION_TABLE,
     H_SLO_CLASSES,
@@ -57,8 +60,15 @@ from synergy_gym.sim.layout import (
     REQUEST_SIZE,
     T_DIRTY,
 )
-from synergy_gym.sim.points import ROUTE
+from synergy_gym.sim.points import DONE, ROUTE
 from synergy_gym.sim.telemetry import ROW_SIZE, refresh_rows
+from synergy_gym.types import NS_PER_S, IntArray
+
+Outcome = tuple[int, float, float]
+"""(kind of the next point, seconds passed, requests that met their SLOs meanwhile)."""
+
+ILLEGAL = -1
+"""In place of a decision point: the action does not exist, nothing has happened."""
 
 _NOW, _PROMPT = int(RequestField.NOW_NS), int(RequestField.PROMPT_TOKENS)
 _SESSION, _AGE = int(RequestField.SESSION_ENGINE), int(RequestField.SESSION_AGE_NS)
@@ -68,14 +78,28 @@ _EXPECTED = int(RequestField.EXPECTED_OUTPUT_MILLITOKENS)
 
 
 @kernel
+def _outcome(a, point):  # type: ignore[no-untyped-def]
+    """(point, seconds passed, SLOs met) since the last step."""
+    dt_s = (a[H_NOW] - a[H_SEEN_NOW]) / NS_PER_S
+    reward = float(a[H_MET] - a[H_SEEN_MET])
+    if point != DONE:
+        a[H_SEEN_NOW] = a[H_NOW]
+        a[H_SEEN_MET] = a[H_MET]
+    return np.int64(point), dt_s, reward
+
+
+@kernel
 def _step_engine(a, io, budget, cap):  # type: ignore[no-untyped-def]
     e = a[H_ENG]
+    if not (0 <= budget < a[e + E_MAX_TOKENS] and 0 <= cap < a[e + E_MAX_SEQS]):
+        return np.int64(ILLEGAL), 0.0, 0.0
+    budget, cap = budget + 1, cap + 1
     a[e + P_BUDGET], a[e + P_CAP], a[e + P_CHUNK] = budget, cap, 0
     take_batch(a, 0, e)
     point = advance(a, 0)
     write_state(a, 0, e, a, a[H_STATE])
     write_engine_features(a, a[H_STATE], io, io, ENGINE_SCALE_SIZE)
-    return point, a[H_NOW], a[H_MET]
+    return _outcome(a, point)
 
 
 @kernel
@@ -120,6 +144,8 @@ def _write_observation(a, io, engines):  # type: ignore[no-untyped-def]
 
 @kernel
 def _step_router(a, io, engine):  # type: ignore[no-untyped-def]
+    if not 0 <= engine < a[H_E]:
+        return np.int64(ILLEGAL), 0.0, 0.0
     slot = _session_slot(a, a[H_PREQ])
     if slot:
         a[slot], a[slot + 1] = engine, a[H_NOW]
@@ -129,7 +155,7 @@ def _step_router(a, io, engine):  # type: ignore[no-untyped-def]
         _write_request_vector(a, a, a[H_REQUEST])
         refresh_rows(a, 0, a[H_E], a[H_NOW])
         _write_observation(a, io, a[H_E])
-    return point, a[H_NOW], a[H_MET]
+    return _outcome(a, point)
 
 
 def _joined(scale: Float32Array, size: int) -> Float32Array:
@@ -140,10 +166,10 @@ def _joined(scale: Float32Array, size: int) -> Float32Array:
 def engine_stepper(
     simulator: Any, scale: Float32Array, size: int
 ) -> tuple[Callable[[int, int], Outcome], Float32Array] | None:
-    """`step(token_budget, max_running)` of a single-engine simulator, or `None` without an arena.
+    """`step(token_budget - 1, max_running - 1)` of one engine, or `None` without an arena.
 
-    Both arguments must be legal. Returns the step and the buffer of `size` numbers that it
-    writes the observation to.
+    An illegal argument changes nothing and gives the point `ILLEGAL`. Returns the step and
+    the buffer of `size` numbers that it writes the observation to.
     """
     arena = getattr(simulator, "arena", None)
     if arena is None:
@@ -157,8 +183,9 @@ def router_stepper(
 ) -> tuple[Callable[[int], Outcome], Float32Array] | None:
     """`step(engine)` of a cluster whose engines all follow rules, or `None` without an arena.
 
-    The engine must be up. Returns the step and the buffer of `size` numbers that it writes
-    the observation to, except at the end of the episode.
+    The engine must be up; one that does not exist gives the point `ILLEGAL`. Returns the step
+    and the buffer of `size` numbers that it writes the observation to, except at the end of
+    the episode.
     """
     arena = getattr(simulator, "arena", None)
     if arena is None:
@@ -167,3 +194,13 @@ def router_stepper(
         arena[arena[H_ENG] + i * arena[H_STRIDE] + T_DIRTY] = 1
     io = _joined(scale, size)
     return partial(direct(_step_router), arena, io), io[len(scale) :]
+
+
+def mark_seen(arena: IntArray, now_ns: int, met: int) -> None:
+    """The environment has reported everything up to `now_ns`, with `met` SLOs met."""
+    arena[H_SEEN_NOW], arena[H_SEEN_MET] = now_ns, met
+
+
+def seen(arena: IntArray) -> tuple[int, int]:
+    """What the last fused step that did not end the episode had reported: (now_ns, met)."""
+    return int(arena[H_SEEN_NOW]), int(arena[H_SEEN_MET])

@@ -422,7 +422,5 @@ class RouterFeatures:
     ) -> Float32Array:
         """Like a call, from the table `(engines, len(RouterRow))` and the request vector."""
         result = np.empty(self.layout.size, np.float32) if out is None else out
-        write_router_features(
-            rows.reshape(-1), 0, self.engines, request, 0, self.scale, result, 0
-        )
+        write_router_features(rows.reshape(-1), 0, self.engines, request, 0, self.scale, result, 0)
         return result

@@ -57,7 +57,7 @@ def _watch_all_sources(compiled: Any) -> None:
     Kernels are inlined across files: without this an edited callee would leave its callers
     with old machine code.
     """
-    files = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    files: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if hasattr(files, "_source_stamp"):
         files._source_stamp = (files._source_stamp, _source_hash())
 

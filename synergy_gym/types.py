@@ -1,7 +1,7 @@
 """Records shared by every layer: frozen, typed, with units in their names.
 
-Nothing here imports another module of this package, so policies that use only
-these records also run inside a real engine.
+Nothing here imports more than `arrays` and `router_table`, so policies that use only these
+records also run inside a real engine.
 """
 
 from __future__ import annotations
@@ -14,9 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
+from synergy_gym.arrays import NS_PER_S as NS_PER_S
+from synergy_gym.arrays import BoolArray as BoolArray
+from synergy_gym.arrays import FloatArray as FloatArray
+from synergy_gym.arrays import IntArray as IntArray
+from synergy_gym.router_table import PushedState as PushedState
+from synergy_gym.router_table import RouterRow as RouterRow
+from synergy_gym.router_table import ScrapedState as ScrapedState
+from synergy_gym.router_table import pushed_state, scraped_state
 
 InformationClass = Literal["engine", "router", "pushed", "scraped", "oracle"]
 INFORMATION_CLASSES: tuple[InformationClass, ...] = (
@@ -26,8 +31,6 @@ INFORMATION_CLASSES: tuple[InformationClass, ...] = (
     "scraped",
     "oracle",
 )
-
-NS_PER_S = 1_000_000_000
 
 
 class InformationError(RuntimeError):
@@ -72,38 +75,6 @@ class EngineStateField(IntEnum):
     LAST_DECODES = 13
     LAST_PREEMPTED = 14
     LAST_BUDGET = 15
-
-
-class RouterRow(IntEnum):
-    """Columns of the router's table (int64, one row per engine).
-
-    0-3 are the router's own knowledge, 4-11 the last visible push, 12-20 the last scrape.
-    """
-
-    ALIVE = 0
-    IN_FLIGHT = 1
-    IN_FLIGHT_TOKENS = 2
-    ROUTED_SINCE_PUSH = 3
-    PUSH_NS = 4
-    """Time of the visible snapshot."""
-    PUSH_RUNNING = 5
-    PUSH_WAITING = 6
-    PUSH_USED_BLOCKS = 7
-    PUSH_TOTAL_BLOCKS = 8
-    PUSH_PENDING_TOKENS = 9
-    PUSH_STEP_NS = 10
-    """Mean duration of its last 10 non-empty steps, rounded down."""
-    PUSH_STEP_MILLITOKENS = 11
-    """Mean scheduled tokens of these steps, in thousandths, rounded down."""
-    SCRAPE_NS = 12
-    SCRAPE_RUNNING = 13
-    SCRAPE_WAITING = 14
-    SCRAPE_USED_BLOCKS = 15
-    SCRAPE_TOTAL_BLOCKS = 16
-    SCRAPE_TTFT_NS = 17
-    SCRAPE_TPOT_NS = 18
-    SCRAPE_E2E_NS = 19
-    SCRAPE_FINISHED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +189,6 @@ class DecisionRule:
     prefill_chunk: int = 0
     cover_decodes: bool = False
     order: Literal["queue", "shortest-prompt", "earliest-deadline"] = "queue"
-    prefill_first: bool = False
-    """No mixing: while prompt work can run, decodes wait (vLLM V0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,40 +330,6 @@ class RequestView:
     block_hashes: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PushedState:
-    """Engine state vectors as last received (class `pushed`), one entry per engine.
-
-    `age_s` is the time since the engine took the snapshot (a zero one exists at time 0);
-    `step_s` and `step_tokens` are means over its last 10 iterations.
-    """
-
-    age_s: FloatArray
-    running: FloatArray
-    waiting: FloatArray
-    kv_usage: FloatArray
-    pending_tokens: FloatArray
-    step_s: FloatArray
-    step_tokens: FloatArray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ScrapedState:
-    """Metrics as last scraped (class `scraped`), one entry per engine.
-
-    Latency means cover requests finished in the last scrape window; 0 without data.
-    """
-
-    age_s: FloatArray
-    running: FloatArray
-    waiting: FloatArray
-    kv_usage: FloatArray
-    ttft_mean_s: FloatArray
-    tpot_mean_s: FloatArray
-    e2e_mean_s: FloatArray
-    finished: FloatArray
-
-
 class ClusterView:
     """What a router policy sees when a request arrives.
 
@@ -468,7 +403,8 @@ class ClusterView:
     @property
     def alive(self) -> BoolArray:
         """Engines that accept requests."""
-        return self._rows[:, RouterRow.ALIVE] != 0
+        up: BoolArray = self._rows[:, RouterRow.ALIVE] != 0
+        return up
 
     @property
     def in_flight(self) -> IntArray:
@@ -490,7 +426,7 @@ class ClusterView:
         """The last state vector received from each engine."""
         self._check("pushed")
         if self._pushed is None:
-            self._pushed = _pushed_state(self._rows, self.now_ns)
+            self._pushed = pushed_state(self._rows, self.now_ns)
         return self._pushed
 
     @property
@@ -498,7 +434,7 @@ class ClusterView:
         """The last metrics scraped from each engine."""
         self._check("scraped")
         if self._scraped is None:
-            self._scraped = _scraped_state(self._rows, self.now_ns)
+            self._scraped = scraped_state(self._rows, self.now_ns)
         return self._scraped
 
     @property
@@ -513,35 +449,6 @@ class ClusterView:
     def argmax(self, values: NDArray[Any]) -> int:
         """Index of the largest value among engines that are up; ties to the lowest."""
         return int(np.where(self.alive, values, -np.inf).argmax())
-
-
-def _pushed_state(rows: IntArray, now_ns: int) -> PushedState:
-    columns = rows.T.astype(np.float64)
-    return PushedState(
-        age_s=(now_ns - rows[:, RouterRow.PUSH_NS]) / NS_PER_S,
-        running=columns[RouterRow.PUSH_RUNNING],
-        waiting=columns[RouterRow.PUSH_WAITING],
-        kv_usage=columns[RouterRow.PUSH_USED_BLOCKS]
-        / np.maximum(columns[RouterRow.PUSH_TOTAL_BLOCKS], 1),
-        pending_tokens=columns[RouterRow.PUSH_PENDING_TOKENS],
-        step_s=columns[RouterRow.PUSH_STEP_NS] / NS_PER_S,
-        step_tokens=columns[RouterRow.PUSH_STEP_MILLITOKENS] / 1000,
-    )
-
-
-def _scraped_state(rows: IntArray, now_ns: int) -> ScrapedState:
-    columns = rows.T.astype(np.float64)
-    return ScrapedState(
-        age_s=(now_ns - rows[:, RouterRow.SCRAPE_NS]) / NS_PER_S,
-        running=columns[RouterRow.SCRAPE_RUNNING],
-        waiting=columns[RouterRow.SCRAPE_WAITING],
-        kv_usage=columns[RouterRow.SCRAPE_USED_BLOCKS]
-        / np.maximum(columns[RouterRow.SCRAPE_TOTAL_BLOCKS], 1),
-        ttft_mean_s=columns[RouterRow.SCRAPE_TTFT_NS] / NS_PER_S,
-        tpot_mean_s=columns[RouterRow.SCRAPE_TPOT_NS] / NS_PER_S,
-        e2e_mean_s=columns[RouterRow.SCRAPE_E2E_NS] / NS_PER_S,
-        finished=columns[RouterRow.SCRAPE_FINISHED],
-    )
 
 
 @dataclass(frozen=True, slots=True)

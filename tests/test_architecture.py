@@ -15,12 +15,14 @@ MAPPING: dict[str, str] = PYPROJECT["tool"]["setuptools"]["package-dir"]
 
 # Room -> the rooms it may import. A room is a module or a package right below `synergy_gym`;
 # `scenario_schema` and `cli_tables` are parts of the rooms `scenario` and `cli`.
-BASE = {"types", "seeding", "strict_toml", "jit"}
+BASE = {"arrays", "types", "router_table", "seeding", "strict_toml", "jit"}
 MODEL = {*BASE, "latency", "workload", "metrics"}
 WORLD = {*MODEL, "scenario", "sim"}
 PLAY = {*WORLD, "features", "observation", "rewards", "policies"}
 ARROWS: dict[str, set[str]] = {
-    "types": set(),
+    "arrays": set(),
+    "router_table": {"arrays"},
+    "types": {"arrays", "router_table"},
     "seeding": set(),
     "jit": set(),
     "strict_toml": set(),

@@ -162,12 +162,12 @@ def steps_per_s(env: Any, actions: list[Any], steps: int) -> float:
     spent, done = 0.0, 0
     while done < steps:
         begin = time.perf_counter()
-        for count, action in enumerate(actions, start=1):
+        for action in actions:
             _, _, terminated, truncated, _ = env.step(action)
+            done += 1
             if terminated or truncated:
                 break
         spent += time.perf_counter() - begin
-        done += count
         if terminated or truncated:
             env.reset()
     return done / spent

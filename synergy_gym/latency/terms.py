@@ -58,9 +58,13 @@ class StepTerms:
             if not (np.isfinite(value) and value >= 0):
                 raise ValueError(f"StepTerms.{item.name} is {value}; it must be finite and >= 0")
         if self.noise_sd > 0.25:
-            raise ValueError(f"StepTerms.noise_sd is {self.noise_sd}; above 0.25 a step could vanish")
+            raise ValueError(
+                f"StepTerms.noise_sd is {self.noise_sd}; above 0.25 a step could vanish"
+            )
         if self.straggler_probability > 1:
-            raise ValueError(f"StepTerms.straggler_probability is {self.straggler_probability}; use 0..1")
+            raise ValueError(
+                f"StepTerms.straggler_probability is {self.straggler_probability}; use 0..1"
+            )
 
     def clock(self, seed: int = 0) -> IntArray:
         """The fixed-point vector (`CLOCK_SIZE` int64) that `step_ns` reads."""
@@ -136,7 +140,9 @@ def step_ns_kernel(  # type: ignore[no-untyped-def]
 ):
     """`step_ns` over the clock vector at `a[o:]`; equal bit for bit."""
     fs = max(a[o] + a[o + 1] * sequences + a[o + 2] * tokens, a[o + FLOOR_NS] * FS_PER_NS)
-    fs += a[o + 3] * context + a[o + 4] * pairs + a[o + 5] * prefill_context + a[o + 6] * has_prefill
+    fs += (
+        a[o + 3] * context + a[o + 4] * pairs + a[o + 5] * prefill_context + a[o + 6] * has_prefill
+    )
     fs += a[o + 7] * context * mixed
     ns = max(fs // FS_PER_NS, 1)
     if a[o + NOISE] != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -89,9 +90,17 @@ class EngineRegions:
 
 def check_spec(spec: EngineSpec) -> None:
     """Raise `ValueError` when an engine cannot exist."""
-    for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_blocks", "block_size"):
+    for name in (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_model_len",
+        "kv_blocks",
+        "block_size",
+    ):
         if getattr(spec, name) < 1:
-            raise ValueError(f"engine {spec.name!r}: {name} is {getattr(spec, name)}; it must be >= 1")
+            raise ValueError(
+                f"engine {spec.name!r}: {name} is {getattr(spec, name)}; it must be >= 1"
+            )
     if spec.max_num_seqs >= 1 << 21 or spec.max_num_batched_tokens >= 1 << 21:
         raise ValueError(f"engine {spec.name!r}: limits above 2,097,151 are not supported")
 
@@ -136,7 +145,9 @@ def _fill_cache(a: IntArray, e: int, spec: EngineSpec, regions: EngineRegions) -
     a[e + L.B_MAP_MASK] = _map_slots(spec.kv_blocks) - 1
     a[e + L.B_SLOTS_N] = spec.max_num_seqs
     a[regions.slots : regions.slots + spec.max_num_seqs] = np.arange(spec.max_num_seqs)
-    nodes = a[regions.nodes : regions.nodes + (spec.kv_blocks + 1) * L.NODE_SIZE].reshape(-1, L.NODE_SIZE)
+    nodes = a[regions.nodes : regions.nodes + (spec.kv_blocks + 1) * L.NODE_SIZE].reshape(
+        -1, L.NODE_SIZE
+    )
     numbers = np.arange(spec.kv_blocks + 1)
     nodes[:, L.N_QPREV] = numbers - 1
     nodes[:, L.N_QNEXT] = numbers + 1
@@ -147,8 +158,6 @@ def _fill_cache(a: IntArray, e: int, spec: EngineSpec, regions: EngineRegions) -
 
 def fill_rule(a: IntArray, e: int, spec: EngineSpec, rule: DecisionRule) -> None:
     """Write a declarative decision into an engine's header."""
-    if rule.prefill_first:
-        raise ValueError("DecisionRule.prefill_first has no compiled form; use the policy's decide()")
     a[e + L.E_RULE] = 1
     a[e + L.R_BUDGET] = rule.token_budget
     a[e + L.R_CAP] = spec.max_num_seqs if rule.max_running is None else rule.max_running
@@ -217,95 +226,148 @@ def fill_slos(a: IntArray, base: int, slos: Sequence[SLO]) -> None:
             a[base + 3 * i + j] = -1 if limit is None else nanoseconds(limit)
 
 
-def build_arena(
-    *,
-    engines: Sequence[EngineSpec],
-    clocks: Sequence[IntArray],
-    workload: Workload,
-    slos: Sequence[SLO],
-    telemetry: TelemetrySpec,
-    client: ClientSpec,
-    events: Sequence[Event],
-    rules: Sequence[DecisionRule | None],
-    warmup_ns: int,
-    horizon_ns: int,
-    stop_ns: int,
-    auto_route: bool,
-    record_itl: bool,
-) -> IntArray:
-    """The arena of one simulation, at base 0, before the first arrival."""
-    n, count = len(workload), len(engines)
-    attempts = n * (1 + client.max_retries)
-    sizer = Sizer()
-    sizer.take(L.H_SIZE)
-    header: dict[int, int] = {}
-    header[L.H_ENG] = sizer.take(count * L.E_SIZE)
-    header[L.H_ROWS] = sizer.take(count * len(RouterRow))
-    header[L.H_STATE] = sizer.take(len(EngineStateField))
-    header[L.H_REQUEST] = sizer.take(8)
-    header[L.H_SLO] = sizer.take(3 * max(len(slos), 1))
-    regions = [EngineRegions(spec, ring_size(telemetry), sizer) for spec in engines]
-    header[L.H_EV] = sizer.take(L.EVENT_SIZE * len(events))
-    closed = bool(np.any(workload.after >= 0))
-    dynamic = closed or client.max_retries > 0
-    header[L.H_HEAP] = sizer.take(2 * n + 2 if dynamic else 2)
-    if client.timeout_s > 0:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Everything that an arena is built from; see `Simulator` for the fields."""
+
+    engines: tuple[EngineSpec, ...]
+    clocks: Sequence[IntArray]
+    workload: Workload
+    slos: tuple[SLO, ...]
+    telemetry: TelemetrySpec
+    client: ClientSpec
+    events: Sequence[Event]
+    rules: Sequence[DecisionRule | None]
+    warmup_ns: int
+    horizon_ns: int
+    stop_ns: int
+    auto_route: bool
+    record_itl: bool
+
+    @property
+    def closed_loop(self) -> bool:
+        """Whether some request arrives only after another has left."""
+        return bool(np.any(self.workload.after >= 0))
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether something that leaves an engine can become an arrival."""
+        return self.closed_loop or self.client.max_retries > 0
+
+    @property
+    def needs_blocks(self) -> bool:
+        """Whether block identities matter to an engine or a router."""
+        caching = any(spec.prefix_caching for spec in self.engines)
+        return caching or self.workload.content is not None
+
+    @property
+    def sessions(self) -> int:
+        """Session ids that the router's memory must hold."""
+        n = len(self.workload)
+        return int(self.workload.session.max()) + 1 if n and not self.auto_route else 0
+
+
+def _reserve(world: World, sizer: Sizer) -> dict[int, int]:
+    """Regions of the arena that the header points to, but for engines and requests."""
+    n = len(world.workload)
+    attempts = n * (1 + world.client.max_retries)
+    header = {
+        L.H_ENG: sizer.take(len(world.engines) * L.E_SIZE),
+        L.H_ROWS: sizer.take(len(world.engines) * len(RouterRow)),
+        L.H_STATE: sizer.take(len(EngineStateField)),
+        L.H_REQUEST: sizer.take(8),
+        L.H_SLO: sizer.take(3 * max(len(world.slos), 1)),
+        L.H_EV: sizer.take(L.EVENT_SIZE * len(world.events)),
+        L.H_HEAP: sizer.take(2 * n + 2 if world.dynamic else 2),
+    }
+    if world.client.timeout_s > 0:
         header[L.H_TO_SIZE] = attempts + 1
         header[L.H_TOQ] = sizer.take(2 * attempts + 2)
-    if not auto_route:
+    if not world.auto_route:
         header[L.H_COMP] = sizer.take(8 * attempts + 8)
-    if record_itl:
-        header[L.H_ITL_SIZE] = ITL_ROWS + 4 * max(spec.max_num_seqs for spec in engines)
+    if world.record_itl:
+        header[L.H_ITL_SIZE] = ITL_ROWS + 4 * max(spec.max_num_seqs for spec in world.engines)
         header[L.H_ITL] = sizer.take(2 * header[L.H_ITL_SIZE])
-    closed_at = sizer.take(3 * n if closed else 0)
-    session_at = 0
-    sessions = 0
-    if not auto_route and n and int(workload.session.max()) >= 0:
-        sessions = int(workload.session.max()) + 1
-        session_at = sizer.take(n)
-        header[L.H_SESSION] = session_at
-        header[L.H_SESSION_TABLE] = sizer.take(2 * sessions)
-    caching = any(spec.prefix_caching for spec in engines)
+    if world.sessions:
+        header[L.H_SESSION] = sizer.take(n)
+        header[L.H_SESSION_TABLE] = sizer.take(2 * world.sessions)
+    return header
+
+
+def _constants(world: World) -> dict[int, int]:
+    """Header fields that are plain numbers."""
+    waiting = len(world.engines) > 1 and any(rule is None for rule in world.rules)
+    return {
+        L.H_N: len(world.workload),
+        L.H_E: len(world.engines),
+        L.H_STRIDE: L.E_SIZE,
+        L.H_WARM: world.warmup_ns,
+        L.H_HORIZON: world.horizon_ns,
+        L.H_STOP: world.stop_ns,
+        L.H_TIMEOUT: nanoseconds(world.client.timeout_s),
+        L.H_RETRIES: world.client.max_retries,
+        L.H_BACKOFF: nanoseconds(world.client.backoff_s),
+        L.H_EV_N: len(world.events),
+        L.H_AUTO: int(world.auto_route),
+        L.H_TELEMETRY: int(not world.auto_route),
+        L.H_RING: ring_size(world.telemetry),
+        L.H_NUM_ALIVE: len(world.engines),
+        L.H_SLO_CLASSES: len(world.slos),
+        L.H_ORDERED: int(world.dynamic or waiting),
+    }
+
+
+def build_arena(world: World) -> IntArray:
+    """The arena of one simulation, at base 0, before the first arrival."""
+    n = len(world.workload)
+    sizer = Sizer()
+    sizer.take(L.H_SIZE)
+    header = _reserve(world, sizer)
+    ring = ring_size(world.telemetry)
+    regions = [EngineRegions(spec, ring, sizer) for spec in world.engines]
+    closed_at = sizer.take(3 * n if world.closed_loop else 0)
     ids = offsets = np.empty(0, np.int64)
-    caching = caching or (workload.content is not None)
-    if caching:
-        offsets, ids = workload.block_ids(engines[0].block_size)
+    if world.needs_blocks:
+        offsets, ids = world.workload.block_ids(world.engines[0].block_size)
         header[L.H_BLOCK_OFFSETS] = sizer.take(len(offsets))
         header[L.H_BLOCK_IDS] = sizer.take(len(ids))
     sizer.take(-sizer.size % 8)  # rows start on cache lines
     header[L.H_REQ] = sizer.take(n * L.REQUEST_SIZE)
     a = np.zeros(sizer.size, np.int64)
-    header |= {
-        L.H_N: n, L.H_E: count, L.H_STRIDE: L.E_SIZE, L.H_WARM: warmup_ns,
-        L.H_HORIZON: horizon_ns, L.H_STOP: stop_ns, L.H_TIMEOUT: nanoseconds(client.timeout_s),
-        L.H_RETRIES: client.max_retries, L.H_BACKOFF: nanoseconds(client.backoff_s),
-        L.H_EV_N: len(events), L.H_AUTO: int(auto_route), L.H_TELEMETRY: int(not auto_route),
-        L.H_RING: ring_size(telemetry), L.H_NUM_ALIVE: count, L.H_SLO_CLASSES: len(slos),
-        L.H_ORDERED: int(dynamic or (count > 1 and any(rule is None for rule in rules))),
-    }  # fmt: skip
-    for field, value in header.items():
+    for field, value in (header | _constants(world)).items():
         a[field] = value
-    fill_telemetry(a, 0, telemetry)
-    fill_slos(a, header[L.H_SLO], slos)
-    fill_events(a, header[L.H_EV], events)
-    fill_requests(a, header[L.H_REQ], workload)
-    if closed:
-        fill_closed_loop(a, 0, workload, closed_at)
-        _skip_leading(a, workload)
-    if sessions:
-        a[session_at : session_at + n] = workload.session
-        a[header[L.H_SESSION_TABLE] : header[L.H_SESSION_TABLE] + 2 * sessions] = -1
-    if caching:
-        a[header[L.H_BLOCK_OFFSETS] : header[L.H_BLOCK_OFFSETS] + len(offsets)] = offsets
-        a[header[L.H_BLOCK_IDS] : header[L.H_BLOCK_IDS] + len(ids)] = ids
-    for i, spec in enumerate(engines):
-        e = header[L.H_ENG] + i * L.E_SIZE
-        fill_engine(a, e, i, spec, clocks[i], rules[i], regions[i])
-        a[e + L.T_NEXT_SCRAPE] = a[L.H_SCRAPE_INTERVAL]
-        at = header[L.H_ROWS] + i * len(RouterRow)
-        a[at + RouterRow.ALIVE] = 1
-        a[at + RouterRow.PUSH_TOTAL_BLOCKS] = spec.kv_blocks
+    _fill_world(a, world, header)
+    if world.closed_loop:
+        fill_closed_loop(a, 0, world.workload, closed_at)
+        _skip_leading(a, world.workload)
+    if world.needs_blocks:
+        a[header[L.H_BLOCK_OFFSETS] :][: len(offsets)] = offsets
+        a[header[L.H_BLOCK_IDS] :][: len(ids)] = ids
+    for index, part in enumerate(regions):
+        _fill_engine_and_row(a, world, header, index, part)
     return a
+
+
+def _fill_world(a: IntArray, world: World, header: dict[int, int]) -> None:
+    fill_telemetry(a, 0, world.telemetry)
+    fill_slos(a, header[L.H_SLO], world.slos)
+    fill_events(a, header[L.H_EV], world.events)
+    fill_requests(a, header[L.H_REQ], world.workload)
+    if world.sessions:
+        a[header[L.H_SESSION] :][: len(world.workload)] = world.workload.session
+        a[header[L.H_SESSION_TABLE] :][: 2 * world.sessions] = -1
+
+
+def _fill_engine_and_row(
+    a: IntArray, world: World, header: dict[int, int], index: int, regions: EngineRegions
+) -> None:
+    spec = world.engines[index]
+    e = header[L.H_ENG] + index * L.E_SIZE
+    fill_engine(a, e, index, spec, world.clocks[index], world.rules[index], regions)
+    a[e + L.T_NEXT_SCRAPE] = a[L.H_SCRAPE_INTERVAL]
+    at = header[L.H_ROWS] + index * len(RouterRow)
+    a[at + RouterRow.ALIVE] = 1
+    a[at + RouterRow.PUSH_TOTAL_BLOCKS] = spec.kv_blocks
 
 
 def _skip_leading(a: IntArray, workload: Workload) -> None:

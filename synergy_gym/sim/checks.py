@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from synergy_gym.sim import layout as L
@@ -43,7 +45,7 @@ def _check_lives(rows: IntArray) -> None:
     finished = left & (rows[:, L.F_STATE] >> L.OUTCOME_SHIFT == int(Outcome.FINISHED))
     done = rows[finished]
     stages = (L.F_ARRIVAL, L.F_SCHEDULED, L.F_FIRST, L.F_LAST)
-    for earlier, later in zip(stages, stages[1:], strict=False):
+    for earlier, later in pairwise(stages):
         ordered = bool(np.all(done[:, earlier] <= done[:, later]))
         assert ordered, "invariant 2: arrival <= scheduled <= first token <= finish is broken"
     emitted = bool(np.all(done[:, L.F_GEN] == done[:, L.F_OUTPUT]))
@@ -56,12 +58,14 @@ def _check_queues(
     assert len(running) == a[e + L.E_RUNNING], "invariant 1: running count is wrong"
     assert len(waiting) == a[e + L.E_WAITING], "invariant 1: waiting count is wrong"
     states = rows[running, L.F_STATE] & L.STATE_MASK
-    assert bool(np.all((states == L.PREFILL) | (states == L.DECODE))), "invariant 2: a running request is not"
-    assert int((states == L.DECODE).sum()) == a[e + L.E_DECODES], "invariant 1: decode count is wrong"
-    assert int((states == L.PREFILL).sum()) == a[e + L.E_PREFILLS], "invariant 1: prefill count is wrong"
+    decodes, prefills = int((states == L.DECODE).sum()), int((states == L.PREFILL).sum())
+    assert decodes + prefills == len(running), "invariant 2: a running request is not"
+    assert decodes == a[e + L.E_DECODES], "invariant 1: decode count is wrong"
+    assert prefills == a[e + L.E_PREFILLS], "invariant 1: prefill count is wrong"
     tokens = int(rows[waiting, L.F_PROMPT].sum() + rows[waiting, L.F_GEN].sum())
     assert tokens == a[e + L.E_WAIT_TOKENS], "invariant 1: waiting tokens are wrong"
-    assert a[e + L.E_DOWN] == 0 or not running + waiting, "invariant 1: a down engine holds requests"
+    empty = not running and not waiting
+    assert a[e + L.E_DOWN] == 0 or empty, "invariant 1: a down engine holds requests"
 
 
 def _check_limits(a: IntArray, e: int) -> None:
@@ -92,7 +96,8 @@ def _check_blocks(a: IntArray, e: int, rows: IntArray, running: list[int]) -> No
     at = int(a[e + L.B_NODES])
     table, width = int(a[e + L.B_TABLE]), int(a[e + L.B_TABLE_WIDTH])
     slots = rows[running, L.F_PLACE] >> L.SLOT_SHIFT
-    blocks = [a[table + s * width : table + s * width + n] for s, n in zip(slots, held, strict=True)]
+    starts = table + slots * width
+    blocks = [a[start : start + n] for start, n in zip(starts, held, strict=True)]
     used = np.concatenate([*blocks, np.empty(0, np.int64)])
     counts = np.bincount(used, minlength=1)
     nodes = np.arange(len(counts)) * L.NODE_SIZE + at

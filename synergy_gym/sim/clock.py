@@ -9,39 +9,30 @@ from __future__ import annotations
 
 import numpy as np
 
+from synergy_gym.jit import hot, kernel
 from synergy_gym.latency.terms import SLOW
 from synergy_gym.sim.commit import begin_iteration, end_iteration
 from synergy_gym.sim.engine import pay_debt
-from synergy_gym.jit import hot, kernel
 from synergy_gym.sim.layout import (
     ATTEMPT_MASK,
     ATTEMPT_SHIFT,
     B_SLOTS,
     B_SLOTS_N,
     E_ABORTS,
-    E_BLOCK_SIZE,
     E_CACHING,
-    E_CAL,
-    E_CAL_MASK,
     E_CLOCK,
-    E_CONTEXT,
     E_DEBT,
-    E_DECODES,
     E_DOWN,
     E_END,
     E_FLIGHT,
     E_FREE,
     E_INDEX,
     E_MAX_SEQS,
-    E_PHASE,
-    E_PREFILL_TOKENS,
     E_PREFILLS,
     E_READY,
     E_RULE,
     E_RUN_HEAD,
     E_RUNNING,
-    E_SCORED_DECODES,
-    E_STALLED,
     E_TOTAL,
     E_WAIT_HEAD,
     E_WAITING,
@@ -75,7 +66,6 @@ from synergy_gym.sim.layout import (
     H_ROWS,
     H_STOP,
     H_STRIDE,
-    H_TELEMETRY,
     H_THINK,
     H_TIMEOUT,
     H_TO_HEAD,
@@ -101,7 +91,6 @@ from synergy_gym.sim.layout import (
 from synergy_gym.sim.lifecycle import (
     FAILED,
     abort,
-    alive,
     begin_attempt,
     deliver,
     heap_pop,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from synergy_gym.sim import layout as L
-from synergy_gym.sim.arena import build_arena, check_spec
+from synergy_gym.sim.arena import World, build_arena, check_spec
 from synergy_gym.sim.clock import advance, take_batch, take_route
 from synergy_gym.sim.decision_log import MASK, chain_lists
 from synergy_gym.sim.exports import QUEUE_FIELDS, write_queue, write_state
@@ -86,7 +87,7 @@ class Simulator:
         self.workload = workload
         self._check(clocks, rules, auto_route)
         self._auto_route = auto_route
-        self._a = build_arena(
+        world = World(
             engines=self.engines,
             clocks=clocks,
             workload=workload,
@@ -101,9 +102,9 @@ class Simulator:
             auto_route=auto_route,
             record_itl=record_itl,
         )
+        self._a = build_arena(world)
         self._itl: list[IntArray] = []
         self._waiting_for: int = -1
-        self._order_hash: dict[int, int] = {}
 
     def _check(
         self,
@@ -211,7 +212,9 @@ class Simulator:
             self._reorder_prefills(e, running[order])
         if decision.waiting_order is not None:
             if self.engines[index].scheduling == "priority":
-                raise ValueError("waiting_order has no effect under priority scheduling; leave it out")
+                raise ValueError(
+                    "waiting_order has no effect under priority scheduling; leave it out"
+                )
             order = _permutation(decision.waiting_order, len(waiting), "waiting_order")
             self._relink(waiting[order], e + L.E_WAIT_HEAD, e + L.E_WAIT_TAIL)
         self._hash_lists(e, decision)
@@ -392,10 +395,10 @@ class Simulator:
 
     def restore(self, snapshot: object) -> None:
         """Return to a state that `snapshot()` gave."""
-        arena, itl, waiting_for = snapshot  # type: ignore[misc]
-        self._a[:] = arena
-        self._itl = list(itl)
-        self._waiting_for = waiting_for
+        state: Any = snapshot
+        self._a[:] = state[0]
+        self._itl = list(state[1])
+        self._waiting_for = state[2]
 
     def check(self) -> None:
         """Raise `AssertionError` naming the first violated invariant (docs/invariants.md)."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from synergy_gym.latency.terms import FLOOR_NS, _mix_kernel
-from synergy_gym.sim.engine import admit_more, free_request, schedule, step_time
-from synergy_gym.sim.decision_log import K_DECISION, K_RESULT, K_START
 from synergy_gym.jit import hot, kernel
+from synergy_gym.latency.terms import FLOOR_NS, _mix_kernel
+from synergy_gym.sim.admission import admit_more, schedule, step_time
+from synergy_gym.sim.decision_log import K_DECISION, K_RESULT, K_START
+from synergy_gym.sim.engine import free_request
 from synergy_gym.sim.layout import (
     ABORTING,
     DECODE,
@@ -17,6 +18,7 @@ from synergy_gym.sim.layout import (
     E_CAL,
     E_CAL_MASK,
     E_CAPS_ON,
+    E_CLOCK,
     E_CONTEXT,
     E_DECODES,
     E_END,
@@ -67,7 +69,6 @@ from synergy_gym.sim.layout import (
     STALLED,
     STATE_MASK,
     T_IDLE_SINCE,
-    E_CLOCK,
 )
 from synergy_gym.sim.lifecycle import ABORTED, REJECTED, finish, itl_row, leave, take_out
 from synergy_gym.sim.lists import (

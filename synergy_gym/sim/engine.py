@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from synergy_gym.latency.terms import step_ns_kernel
 from synergy_gym.jit import hot, kernel
 from synergy_gym.sim.layout import (
-    ABORTING,
-    CACHED_MASK,
+    B_SLOTS,
+    B_SLOTS_N,
     DECODE,
     E_BLOCK_SIZE,
     E_CACHING,
     E_CAPS_ON,
-    E_CHUNK,
-    E_CLOCK,
     E_CONTEXT,
     E_DEBT,
     E_DECODES,
     E_FREE,
-    E_HIT_TOKENS,
     E_J,
-    E_LEFT,
     E_PHASE,
     E_PRE,
     E_PREFILL_TOKENS,
@@ -33,15 +28,7 @@ from synergy_gym.sim.layout import (
     E_PRIORITY,
     E_RUN_HEAD,
     E_RUN_TAIL,
-    E_RUNNING,
     E_SKIPPED,
-    E_STALLED,
-    E_START,
-    E_STEPS,
-    E_TOTAL,
-    E_WAIT_HEAD,
-    E_WAITING,
-    E_WATERMARK,
     F_ARRIVAL,
     F_CAL,
     F_COUNTS,
@@ -51,14 +38,10 @@ from synergy_gym.sim.layout import (
     F_OFF,
     F_PLACE,
     F_PROMPT,
-    F_SCHEDULED,
     F_STATE,
     H_BLOCK_IDS,
     H_BLOCK_OFFSETS,
-    P_ADMITTED,
     P_BUDGET,
-    P_CAP,
-    P_CHUNK,
     P_CONTEXT,
     P_DECODES,
     P_PAIRS,
@@ -69,36 +52,29 @@ from synergy_gym.sim.layout import (
     P_SEQUENCES,
     P_TOKENS,
     PREEMPTION_SHIFT,
-    PREFILL,
     PRIORITY_SHIFT,
     RAN,
     SKIPPED,
     SLOT_SHIFT,
     STATE_MASK,
-    B_SLOTS,
-    B_SLOTS_N,
-    ENGINE_MASK,
 )
 from synergy_gym.sim.lists import (
     computed_tokens,
     decode_leave,
     generated_tokens,
     row,
-    run_append,
     run_unlink,
     wait_prepend,
-    wait_unlink,
 )
 from synergy_gym.sim.prefix_cache import (
-    adopt_hits,
     blocks_for,
-    count_hits,
     full_blocks,
     grow,
     release,
     table_of,
     take_block,
 )
+
 
 @kernel
 def ids_of(a, o, r):  # type: ignore[no-untyped-def]
@@ -130,14 +106,7 @@ def pay_debt(a, e):  # type: ignore[no-untyped-def]
 
 
 @hot
-def _clear_plan(a, e):  # type: ignore[no-untyped-def]
-    for field in range(P_SEQUENCES, P_PREFILLS + 1):
-        a[e + field] = 0
-    a[e + E_SKIPPED] = 0
-
-
-@hot
-def _count_chunk(a, e, q, computed, tokens):  # type: ignore[no-untyped-def]
+def count_chunk(a, e, q, computed, tokens):  # type: ignore[no-untyped-def]
     """Enter a scheduled prefill-state request into the features of the step."""
     a[e + P_TOKENS] += tokens
     a[e + P_SEQUENCES] += 1
@@ -163,7 +132,7 @@ def _decodes_follow(a, o, r):  # type: ignore[no-untyped-def]
 
 
 @hot
-def _running_fast(a, o, e, chunk):  # type: ignore[no-untyped-def]
+def running_fast(a, o, e, chunk):  # type: ignore[no-untyped-def]
     """Schedule all decodes and the prefills; -1 if that needs the walk, else budget left.
 
     Exact because no request is passed over: a truncated prefill must have no decode behind
@@ -196,7 +165,7 @@ def _running_fast(a, o, e, chunk):  # type: ignore[no-untyped-def]
         n = a[pre + 2 * i + 1]
         if n > 0:
             q = row(a, o, a[pre + 2 * i])
-            _count_chunk(a, e, q, a[q + F_OFF], n)
+            count_chunk(a, e, q, a[q + F_OFF], n)
             a[q + F_OFF] += n
             a[e + E_PREFILL_TOKENS] -= n
     return left
@@ -297,7 +266,8 @@ def _at_edge(a, e, computed):  # type: ignore[no-untyped-def]
 
 
 @hot
-def _allocate(a, o, e, r, q, computed, tokens):  # type: ignore[no-untyped-def]
+def allocate(a, o, e, r, q, computed, tokens):  # type: ignore[no-untyped-def]
+    """Give request `r` (row `q`) the blocks for `tokens` more tokens."""
     if a[e + E_CACHING] == 0:
         a[e + E_FREE] -= blocks_for(a, e, computed + tokens) - blocks_for(a, e, computed)
     elif tokens > 1 or _at_edge(a, e, computed):
@@ -331,7 +301,7 @@ def _pass_over(a, e, q, r):  # type: ignore[no-untyped-def]
 
 @hot
 def _schedule(a, o, e, r, q, computed, n):  # type: ignore[no-untyped-def]
-    _allocate(a, o, e, r, q, computed, n)
+    allocate(a, o, e, r, q, computed, n)
     a[q + F_STATE] |= RAN
     if a[q + F_STATE] & STATE_MASK == DECODE:
         a[e + E_SKIPPED] += 1
@@ -340,7 +310,7 @@ def _schedule(a, o, e, r, q, computed, n):  # type: ignore[no-untyped-def]
         a[e + P_TOKENS] += 1
         a[e + P_CONTEXT] += computed
         return
-    _count_chunk(a, e, q, computed, n)
+    count_chunk(a, e, q, computed, n)
     a[q + F_OFF] += n
     a[e + E_PREFILL_TOKENS] -= n
     i = a[e + E_PRE] + 2 * a[e + E_PREFILLS]
@@ -350,7 +320,7 @@ def _schedule(a, o, e, r, q, computed, n):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _running_walk(a, o, e, chunk):  # type: ignore[no-untyped-def]
+def running_walk(a, o, e, chunk):  # type: ignore[no-untyped-def]
     """Schedule the running list in order, as vLLM does; returns the budget left."""
     left = a[e + P_BUDGET]
     a[e + E_PREFILLS] = 0
@@ -404,7 +374,7 @@ def _is_listed(a, e, r):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _finish_walk(a, o, e):  # type: ignore[no-untyped-def]
+def finish_walk(a, o, e):  # type: ignore[no-untyped-def]
     """Turn the count of served lazy decodes into the count of skipped ones; clear marks."""
     a[e + E_SKIPPED] = a[e + E_DECODES] - a[e + E_SKIPPED]
     if a[e + E_CACHING] != 0:
@@ -414,116 +384,3 @@ def _finish_walk(a, o, e):  # type: ignore[no-untyped-def]
         q = row(a, o, r)
         a[q + F_STATE] &= ~RAN
         r = a[q + F_NEXT]
-
-
-@kernel
-def _admit_one(a, o, e, r, q, computed, n):  # type: ignore[no-untyped-def]
-    wait_unlink(a, o, e, q)
-    run_append(a, o, e, r)
-    known = a[q + F_PROMPT] + a[q + F_GEN]
-    a[q + F_STATE] = (a[q + F_STATE] & ~STATE_MASK) | PREFILL
-    a[q + F_OFF] = computed + n
-    if a[q + F_COUNTS] & CACHED_MASK == 0:
-        a[q + F_COUNTS] += computed + 1
-    if a[q + F_SCHEDULED] < 0:
-        a[q + F_SCHEDULED] = a[e + E_START]
-    a[e + E_PREFILL_TOKENS] += known - computed - n
-    a[e + E_HIT_TOKENS] += computed
-    a[e + P_ADMITTED] += 1
-    _count_chunk(a, e, q, computed, n)
-    i = a[e + E_PRE] + 2 * a[e + E_PREFILLS]
-    a[i] = r
-    a[i + 1] = n
-    a[e + E_PREFILLS] += 1
-
-
-@hot
-def _hits(a, o, e, r, known):  # type: ignore[no-untyped-def]
-    if a[e + E_CACHING] == 0:
-        return np.int64(0), np.int64(0)
-    return count_hits(a, e, ids_of(a, o, r), full_blocks(a, e, known - 1))
-
-
-@hot
-def _admit(a, o, e, chunk, left):  # type: ignore[no-untyped-def]
-    """Admit waiting requests in queue order; returns a request that can never fit, or -1."""
-    r = a[e + E_WAIT_HEAD]
-    while r >= 0 and left > 0 and a[e + E_RUNNING] < a[e + P_CAP]:
-        q = row(a, o, r)
-        following = a[q + F_NEXT]
-        if a[e + E_CAPS_ON] != 0 and a[q + F_CAL] == 0:
-            r = following
-            continue
-        known = a[q + F_PROMPT] + a[q + F_GEN]
-        if blocks_for(a, e, known) > a[e + E_TOTAL]:
-            a[e + E_LEFT] = left
-            a[e + E_CHUNK] = chunk
-            return r
-        hits, idle = _hits(a, o, e, r, known)
-        need = blocks_for(a, e, known) - hits + idle
-        if a[e + E_RUNNING] > 0:
-            need += a[e + E_WATERMARK]
-        if need > a[e + E_FREE]:
-            break
-        computed = hits * a[e + E_BLOCK_SIZE]
-        n = known - computed
-        if 0 < chunk < n:
-            n = chunk
-        if a[e + E_CAPS_ON] != 0 and a[q + F_CAL] > 0:
-            n = min(n, a[q + F_CAL])
-        n = min(n, left)
-        if a[e + E_CACHING] != 0:
-            a[e + B_SLOTS_N] -= 1
-            slot = a[a[e + B_SLOTS] + a[e + B_SLOTS_N]]
-            a[q + F_PLACE] = (a[q + F_PLACE] & ENGINE_MASK) | (slot << SLOT_SHIFT)
-            adopt_hits(a, e, table_of(a, e, q), ids_of(a, o, r), hits)
-        _admit_one(a, o, e, r, q, computed, n)
-        _allocate(a, o, e, r, q, computed, n)
-        left -= n
-        r = following
-    return np.int64(-1)
-
-
-@hot
-def schedule(a, o, e):  # type: ignore[no-untyped-def]
-    """Choose what the next iteration runs, under the decision in the P_ fields.
-
-    Returns -1, or a waiting request that can never fit: reject it, then call `admit_more`.
-    """
-    _clear_plan(a, e)
-    chunk = a[e + P_CHUNK] if a[e + E_RUNNING] + a[e + E_WAITING] > 1 else np.int64(0)
-    left = np.int64(-1)
-    plain = a[e + E_CACHING] + a[e + E_PRIORITY] + a[e + E_CAPS_ON] + a[e + E_STALLED] == 0
-    if plain and a[e + P_BUDGET] >= a[e + E_DECODES]:
-        left = _running_fast(a, o, e, chunk)
-    if left < 0:
-        left = _running_walk(a, o, e, chunk)
-        _finish_walk(a, o, e)
-    if a[e + P_PREEMPTED] > 0:
-        return np.int64(-1)
-    return _admit(a, o, e, chunk, left)
-
-
-@kernel
-def admit_more(a, o, e):  # type: ignore[no-untyped-def]
-    """Go on with admission after a rejected request has left the queue."""
-    return _admit(a, o, e, a[e + E_CHUNK], a[e + E_LEFT])
-
-
-@hot
-def step_time(a, e):  # type: ignore[no-untyped-def]
-    """Duration of the planned iteration, nanoseconds."""
-    prefill = np.int64(1) if a[e + P_PREFILLS] > 0 else np.int64(0)
-    mixed = prefill if a[e + P_DECODES] > 0 else np.int64(0)
-    return step_ns_kernel(
-        a,
-        e + E_CLOCK,
-        a[e + E_STEPS],
-        a[e + P_SEQUENCES],
-        a[e + P_TOKENS],
-        a[e + P_CONTEXT],
-        a[e + P_PAIRS],
-        a[e + P_PREFILL_CONTEXT],
-        prefill,
-        mixed,
-    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from synergy_gym.jit import kernel
 from synergy_gym.sim.layout import (
     CACHED_MASK,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from synergy_gym.sim.engine import forget_prefill, free_request
 from synergy_gym.jit import hot, kernel
+from synergy_gym.sim.engine import forget_prefill, free_request
 from synergy_gym.sim.layout import (
     ABORTING,
     ATTEMPT_MASK,
@@ -13,11 +13,14 @@ from synergy_gym.sim.layout import (
     CLASS_MASK,
     DECODE,
     E_ABORTS,
+    E_BLOCK_SIZE,
     E_DOWN,
     E_FLIGHT,
+    E_MAX_LEN,
     E_PREFILL_TOKENS,
     E_READY,
     E_RUNNING,
+    E_TOTAL,
     E_WAITING,
     ENGINE_MASK,
     F_ARRIVAL,
@@ -70,10 +73,6 @@ from synergy_gym.sim.layout import (
     T_TPOT,
     T_TTFT,
     WAITING,
-    E_BLOCK_SIZE,
-    E_INDEX,
-    E_MAX_LEN,
-    E_TOTAL,
 )
 from synergy_gym.sim.lists import (
     computed_tokens,

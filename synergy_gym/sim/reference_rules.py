@@ -58,25 +58,7 @@ def rule_decision(
     """The decision that `rule` takes before the next iteration of `engine`."""
     order = _waiting_order(engine.waiting, rule, slos)
     budget = max(rule.token_budget, engine.num_decodes if rule.cover_decodes else 0)
-    caps = None
-    if rule.prefill_first and _prompt_work_can_run(engine, rule, order):
-        jobs = [*engine.running, *engine.waiting]
-        caps = np.array([0 if job.is_decode else -1 for job in jobs], np.int64)
-    return BatchDecision(budget, rule.max_running, rule.prefill_chunk, None, order, caps)
-
-
-def _prompt_work_can_run(
-    engine: ReferenceEngine, rule: DecisionRule, order: IntArray | None
-) -> bool:
-    """Whether a prefill runs, or the head of the queue fits without any cache hit."""
-    if any(not job.is_decode for job in engine.running):
-        return True
-    limit = engine.spec.max_num_seqs if rule.max_running is None else rule.max_running
-    if not engine.waiting or len(engine.running) >= limit:
-        return False
-    head = engine.waiting[0 if order is None else int(order[0])]
-    watermark = engine.spec.watermark_blocks if engine.running else 0
-    return engine.pool.blocks_for(head.known) + watermark <= engine.pool.free
+    return BatchDecision(budget, rule.max_running, rule.prefill_chunk, None, order)
 
 
 def _waiting_order(

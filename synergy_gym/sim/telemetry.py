@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from synergy_gym.latency.terms import _mix_kernel
 from synergy_gym.jit import kernel
+from synergy_gym.latency.terms import SEED, _mix_kernel
 from synergy_gym.sim.layout import (
     C_RUNNING,
     C_TOTAL,
@@ -40,6 +40,8 @@ from synergy_gym.sim.layout import (
     MEAN_STEPS,
     PUSH_SIZE,
     T_ATTEMPTS,
+    T_BEATS,
+    T_DIRTY,
     T_E2E,
     T_FINISHED,
     T_IDLE_SINCE,
@@ -53,10 +55,7 @@ from synergy_gym.sim.layout import (
     T_RING,
     T_TPOT,
     T_TTFT,
-    T_BEATS,
-    T_DIRTY,
 )
-from synergy_gym.latency.terms import SEED
 
 ROW_SIZE = 21
 LOSS_STREAM = 0x2545F4914F6CDD1D

@@ -115,8 +115,8 @@ def _check(columns: dict[str, IntArray]) -> None:
         bad = np.flatnonzero(columns[name] < 1)
         if len(bad):
             raise ValueError(
-                f"workload row {bad[0]}: {name} is {columns[name][bad[0]]}; vLLM serves lengths >= 1, "
-                "drop the row or raise it to 1"
+                f"workload row {bad[0]}: {name} is {columns[name][bad[0]]}; "
+                "vLLM serves lengths >= 1, drop the row or raise it to 1"
             )
     open_loop = columns["after"] < 0
     arrivals = columns["arrival_ns"][open_loop]

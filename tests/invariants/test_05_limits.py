@@ -76,12 +76,12 @@ def check_requests(plan: Planned, view: EngineView) -> None:
     caps = plan.decision.token_caps
     order = list(plan.computed)
     running = view.running
-    columns = (running.prompt_tokens, running.computed_tokens, running.cached_tokens)
-    for prompt, computed, cached in zip(*(column.tolist() for column in columns), strict=True):
-        if prompt not in plan.computed:
+    columns = (running.prompt_tokens.tolist(), running.computed_tokens.tolist())
+    for prompt, computed in zip(*columns, strict=True):
+        # How much a request found in the prefix cache when it was admitted, no view says.
+        if prompt not in plan.running and (view.spec.prefix_caching or prompt not in order):
             continue
-        before = plan.computed[prompt] if prompt in plan.running else cached
-        got = computed - before
+        got = computed - (plan.computed[prompt] if prompt in plan.running else 0)
         assert got <= plan.decision.token_budget
         if chunk and not alone:
             assert got <= chunk
@@ -123,7 +123,6 @@ def quiet(episode: Episode) -> bool:
 @given(episode=episodes())
 def test_rules_are_obeyed(episode: Episode) -> None:
     """Compiled decisions keep to their own limits: the simulator's check reads every plan."""
-    spec = episode.engines[0]
     rules = [DecisionRule(min(8, e.max_num_batched_tokens), 1) for e in episode.engines]
     sim = Episode({**episode.arguments, "rules": rules}, 0).build(SIMULATORS[0])
     rng = random.Random(episode.seed)
@@ -131,7 +130,6 @@ def test_rules_are_obeyed(episode: Episode) -> None:
         for engine in range(len(episode.engines)):
             check_rule(sim, engine, rules[engine])
         give(sim, point, choose(sim, point, rng))
-    assert spec.max_num_seqs >= 1
 
 
 def check_rule(sim: Any, engine: int, rule: DecisionRule) -> None:

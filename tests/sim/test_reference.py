@@ -180,17 +180,6 @@ def test_rule_orders_the_queue() -> None:
     assert np.argsort(records.scheduled_ns).tolist() == [0, 2, 1]
 
 
-def test_prefill_first_never_mixes() -> None:
-    sim = simulator([(0, 5, 9), (1.5, 600, 1)], rule=DecisionRule(512, prefill_first=True))
-    records = finish(sim)
-    # 0 emits at 1 and 2; 1 needs the steps from 2 to 4 for itself.
-    assert records.first_token_ns.tolist() == [1 * MS, 4 * MS]
-    assert records.finish_ns[0] == (2 + 2 + 7) * MS
-
-
-# --- clients and events ---
-
-
 def test_timeout_cancels_at_once_or_at_the_end_of_the_step() -> None:
     sim = simulator(
         [(0, 5, 99), (0.25, 5, 99)],
