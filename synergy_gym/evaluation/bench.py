@@ -38,7 +38,7 @@ SPEC = EngineSpec(
     max_model_len=8192,
     kv_blocks=60_000,
 )
-TERMS = StepTerms(base_ms=7.0, per_sequence_ms=0.2, per_token_ms=0.0235, per_decode_context_ms=2e-5)
+TERMS = StepTerms(base_ms=7.0, per_sequence_ms=0.3, per_token_ms=0.0235, per_decode_context_ms=2e-5)
 SLOS = (SLO("default", ttft_s=1.0, tpot_s=0.05),)
 
 

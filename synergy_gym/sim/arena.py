@@ -172,7 +172,6 @@ def fill_requests(a: IntArray, base: int, workload: Workload) -> None:
     rows[:, L.F_ARRIVAL] = np.where(workload.after >= 0, -1, workload.arrival_ns)
     rows[:, L.F_PROMPT] = workload.prompt_tokens
     rows[:, L.F_OUTPUT] = workload.output_tokens
-    rows[:, L.F_TRUE_OUTPUT] = workload.output_tokens
     for field in (L.F_SCHEDULED, L.F_FIRST, L.F_LAST, L.F_NEXT, L.F_PREV, L.F_CAL):
         rows[:, field] = -1
     rows[:, L.F_META] = workload.slo_class
@@ -280,6 +279,8 @@ def _reserve(world: World, sizer: Sizer) -> dict[int, int]:
         L.H_EV: sizer.take(L.EVENT_SIZE * len(world.events)),
         L.H_HEAP: sizer.take(2 * n + 2 if world.dynamic else 2),
     }
+    if world.client.max_retries > 0:
+        header[L.H_TRUE_OUTPUT] = sizer.take(n)
     if world.client.timeout_s > 0:
         header[L.H_TO_SIZE] = attempts + 1
         header[L.H_TOQ] = sizer.take(2 * attempts + 2)
@@ -331,7 +332,6 @@ def build_arena(world: World) -> IntArray:
         offsets, ids = world.workload.block_ids(world.engines[0].block_size)
         header[L.H_BLOCK_OFFSETS] = sizer.take(len(offsets))
         header[L.H_BLOCK_IDS] = sizer.take(len(ids))
-    sizer.take(-sizer.size % 8)  # rows start on cache lines
     header[L.H_REQ] = sizer.take(n * L.REQUEST_SIZE)
     a = np.zeros(sizer.size, np.int64)
     for field, value in (header | _constants(world)).items():
@@ -353,6 +353,8 @@ def _fill_world(a: IntArray, world: World, header: dict[int, int]) -> None:
     fill_slos(a, header[L.H_SLO], world.slos)
     fill_events(a, header[L.H_EV], world.events)
     fill_requests(a, header[L.H_REQ], world.workload)
+    if world.client.max_retries > 0:
+        a[header[L.H_TRUE_OUTPUT] :][: len(world.workload)] = world.workload.output_tokens
     if world.sessions:
         a[header[L.H_SESSION] :][: len(world.workload)] = world.workload.session
         a[header[L.H_SESSION_TABLE] :][: 2 * world.sessions] = -1

@@ -33,16 +33,18 @@ def main() -> None:
         kv_blocks=60_000,
     )
     terms = StepTerms(
-        base_ms=7.0, per_sequence_ms=0.2, per_token_ms=0.0235, per_decode_context_ms=2e-5
+        base_ms=7.0, per_sequence_ms=0.3, per_token_ms=0.0235, per_decode_context_ms=2e-5
     )
+    workload = make_workload(arrival, prompt, output)
     simulator = Simulator(
         engines=[spec],
         clocks=[terms.clock()],
-        workload=make_workload(arrival, prompt, output),
+        workload=workload,
         slos=[SLO("default", ttft_s=1.0, tpot_s=0.05)],
         rules=[DecisionRule(2048)],
         auto_route=True,
     )
+    del workload, arrival, prompt, output  # the simulator has its own copy
     started = time.perf_counter()
     simulator.advance()
     ended = time.perf_counter()

@@ -84,8 +84,10 @@ class Simulator:
     ) -> None:
         self.engines = tuple(engines)
         self.slos = tuple(slos)
-        self.workload = workload
-        self._check(clocks, rules, auto_route)
+        # The traffic itself is in the arena: a million requests need not be kept twice.
+        self._session = workload.session
+        self._has_content = workload.content is not None
+        self._check(workload, clocks, rules, auto_route)
         self._auto_route = auto_route
         world = World(
             engines=self.engines,
@@ -108,6 +110,7 @@ class Simulator:
 
     def _check(
         self,
+        workload: Workload,
         clocks: Sequence[IntArray],
         rules: Sequence[DecisionRule | None] | None,
         auto_route: bool,
@@ -123,8 +126,8 @@ class Simulator:
         sizes = {spec.block_size for spec in self.engines if spec.prefix_caching}
         if len(sizes) > 1:
             raise ValueError(f"engines with prefix caching must share a block size, not {sizes}")
-        n = len(self.workload)
-        if n and int(self.workload.slo_class.max()) >= max(len(self.slos), 1):
+        n = len(workload)
+        if n and int(workload.slo_class.max()) >= max(len(self.slos), 1):
             raise ValueError("workload.slo_class names a class beyond `slos`")
 
     @property
@@ -273,14 +276,14 @@ class Simulator:
         q = int(self._a[L.H_REQ]) + r * L.REQUEST_SIZE
         meta = int(self._a[q + L.F_META])
         hashes = np.empty(0, np.int64)
-        if self.workload.content is not None:
+        if self._has_content:
             at = int(self._a[L.H_BLOCK_IDS]) + int(self._a[int(self._a[L.H_BLOCK_OFFSETS]) + r])
             blocks = int(self._a[q + L.F_PROMPT]) // self.engines[0].block_size
             hashes = self._a[at : at + blocks].copy()
         return RequestView(
             prompt_tokens=int(self._a[q + L.F_PROMPT]),
             arrival_s=self.now_ns / NS_PER_S,
-            session=int(self.workload.session[r]),
+            session=int(self._session[r]),
             slo_class=meta & L.CLASS_MASK,
             priority=meta >> L.PRIORITY_SHIFT,
             attempt=(meta >> L.ATTEMPT_SHIFT & L.ATTEMPT_MASK) - 1,
@@ -327,8 +330,8 @@ class Simulator:
         return CompletionView(
             now_s=now / NS_PER_S,
             engine=engine,
-            session=int(self.workload.session[r]),
-            prompt_tokens=int(self.workload.prompt_tokens[r]),
+            session=int(self._session[r]),
+            prompt_tokens=int(self._a[int(self._a[L.H_REQ]) + r * L.REQUEST_SIZE + L.F_PROMPT]),
             output_tokens=emitted,
             ttft_s=(first - arrival) / NS_PER_S if first >= 0 else -1.0,
             e2e_s=(now - arrival) / NS_PER_S,
@@ -378,7 +381,7 @@ class Simulator:
         """What happened to every offered request, in the order of the workload."""
         from synergy_gym.sim.results import request_records
 
-        return request_records(self._a, self.workload)
+        return request_records(self._a, self._session)
 
     def log_hash(self) -> str:
         """Hash of all decisions and of when every request got its tokens."""
@@ -432,14 +435,14 @@ class Simulator:
         )
 
     def _session_entry(self) -> tuple[int, int]:
-        session = int(self.workload.session[self.point_request])
+        session = int(self._session[self.point_request])
         if session < 0 or not self._a[L.H_SESSION_TABLE]:
             return -1, 0
         at = int(self._a[L.H_SESSION_TABLE]) + 2 * session
         return int(self._a[at]), int(self._a[at + 1])
 
     def _remember_session(self, engine: int) -> None:
-        session = int(self.workload.session[self.point_request])
+        session = int(self._session[self.point_request])
         if session >= 0 and self._a[L.H_SESSION_TABLE]:
             at = int(self._a[L.H_SESSION_TABLE]) + 2 * session
             self._a[at], self._a[at + 1] = engine, self._a[L.H_NOW]

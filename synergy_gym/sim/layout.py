@@ -70,7 +70,8 @@ INF = 1 << 62
     H_SLO_CLASSES,
     H_SEEN_NOW,
     H_SEEN_MET,
-) = range(57)
+    H_TRUE_OUTPUT,
+) = range(58)
 H_SIZE = 64
 
 # Request row.
@@ -90,9 +91,8 @@ H_SIZE = 64
     F_COUNTS,
     F_PLACE,
     F_META,
-    F_TRUE_OUTPUT,
-) = range(16)
-REQUEST_SIZE = 16
+) = range(15)
+REQUEST_SIZE = 15
 
 # F_STATE: life cycle in the low bits, then flags and the outcome.
 PENDING, WAITING, PREFILL, DECODE, LEFT = 0, 1, 2, 3, 4

@@ -35,7 +35,6 @@ from synergy_gym.sim.layout import (
     F_PROMPT,
     F_SCHEDULED,
     F_STATE,
-    F_TRUE_OUTPUT,
     H_BACKOFF,
     H_CHILD,
     H_COMP,
@@ -58,6 +57,7 @@ from synergy_gym.sim.layout import (
     H_TO_SIZE,
     H_TO_TAIL,
     H_TOQ,
+    H_TRUE_OUTPUT,
     H_WARM,
     INF,
     LEFT,
@@ -262,7 +262,8 @@ def deliver(a, o, r, engine, now):  # type: ignore[no-untyped-def]
     if a[q + F_PROMPT] >= most:
         leave(a, o, r, now, REJECTED)
         return
-    a[q + F_OUTPUT] = min(a[q + F_TRUE_OUTPUT], most - a[q + F_PROMPT])
+    output = a[q + F_OUTPUT] if a[o + H_TRUE_OUTPUT] == 0 else a[a[o + H_TRUE_OUTPUT] + r]
+    a[q + F_OUTPUT] = min(output, most - a[q + F_PROMPT])
     if a[e + E_FLIGHT] == 0 and a[e + E_RUNNING] + a[e + E_WAITING] == 0:
         a[e + E_READY] = max(a[e + E_READY], now)
         if a[o + H_TELEMETRY] != 0:

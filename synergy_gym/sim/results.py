@@ -6,19 +6,18 @@ import numpy as np
 
 from synergy_gym.sim import layout as L
 from synergy_gym.types import IntArray, Outcome, RequestRecords
-from synergy_gym.workload.base import Workload
 
 
-def request_records(a: IntArray, workload: Workload) -> RequestRecords:
+def request_records(a: IntArray, session: IntArray) -> RequestRecords:
     """Columns of the arena's request rows; see `RequestRecords`."""
-    n = len(workload)
+    n = len(session)
     rows = a[a[L.H_REQ] : a[L.H_REQ] + n * L.REQUEST_SIZE].reshape(n, L.REQUEST_SIZE)
     state = rows[:, L.F_STATE]
     left = (state & L.STATE_MASK) == L.LEFT
     outcome = np.where(left, state >> L.OUTCOME_SHIFT, int(Outcome.UNFINISHED))
     finished = outcome == int(Outcome.FINISHED)
     return RequestRecords(
-        arrival_ns=_arrivals(a, rows, workload),
+        arrival_ns=rows[:, L.F_ARRIVAL].copy(),
         scheduled_ns=rows[:, L.F_SCHEDULED].copy(),
         first_token_ns=rows[:, L.F_FIRST].copy(),
         finish_ns=np.where(finished, rows[:, L.F_LAST], -1),
@@ -30,14 +29,9 @@ def request_records(a: IntArray, workload: Workload) -> RequestRecords:
         engine=(rows[:, L.F_PLACE] & L.ENGINE_MASK) - 1,
         outcome=outcome,
         slo_class=rows[:, L.F_META] & L.CLASS_MASK,
-        session=workload.session.copy(),
+        session=session.copy(),
         attempts=rows[:, L.F_META] >> L.ATTEMPT_SHIFT & L.ATTEMPT_MASK,
     )
-
-
-def _arrivals(a: IntArray, rows: IntArray, workload: Workload) -> IntArray:
-    """First arrivals; -1 for a closed-loop request that never came."""
-    return rows[:, L.F_ARRIVAL].copy()
 
 
 def _emitted(a: IntArray, rows: IntArray) -> IntArray:

@@ -1,0 +1,163 @@
+"""`SYNERGY_GYM_CHECK=1`: the state invariants are checked after every step, and are not vacuous."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synergy_gym.evaluation import evaluate
+from synergy_gym.latency.terms import StepTerms
+from synergy_gym.sim import checks
+from synergy_gym.sim import layout as L
+from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.points import BATCH
+from synergy_gym.types import SLO, BatchDecision, EngineSpec, IntArray
+from synergy_gym.workload.base import make_workload
+
+CHECK = "SYNERGY_GYM_CHECK"
+CASES = [("smoke", "random"), ("smoke", "vllm-v1"), ("smoke-cluster", "sarathi-512")]
+
+
+class Recorded(Simulator):
+    """Remembers every simulator of its kind, so that its steps can be counted afterwards."""
+
+    seen: list[Simulator]
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        type(self).seen.append(self)
+
+
+def run(scenario: str, policy: str) -> tuple[str, int]:
+    """The log hash of an episode, and how many iterations its engines planned."""
+    Recorded.seen = []
+    result = evaluate(
+        scenario, policy, "random", seed=4, warmup_s=0.0, horizon_s=2.0, simulator=Recorded
+    )
+    sim = Recorded.seen[-1]
+    return result.log_hash, sum(sim.steps(engine) for engine in range(len(sim.engines)))
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the checks, which still take place."""
+    calls = [0]
+    check = checks.check_arena
+
+    def counted(arena: IntArray) -> None:
+        calls[0] += 1
+        check(arena)
+
+    monkeypatch.setattr(checks, "check_arena", counted)
+    return calls
+
+
+@pytest.mark.parametrize(("scenario", "policy"), CASES)
+def test_every_step_is_checked(
+    scenario: str, policy: str, count: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where compiled rules decide; and checking changes nothing."""
+    monkeypatch.setenv(CHECK, "0")
+    plain = run(scenario, policy)
+    assert count == [0]
+    monkeypatch.setenv(CHECK, "1")
+    assert run(scenario, policy) == plain
+    assert count[0] >= plain[1]
+
+
+def test_a_violation_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(arena: IntArray) -> None:
+        raise AssertionError("invariant 4: free + used blocks != total")
+
+    monkeypatch.setattr(checks, "check_arena", broken)
+    monkeypatch.setenv(CHECK, "1")
+    with pytest.raises(AssertionError, match="invariant 4"):
+        run("smoke", "vllm-v1")
+
+
+def busy(caching: bool) -> Simulator:
+    """A simulator in the middle of an episode: some finished, some running, some waiting."""
+    rng = np.random.default_rng(3)
+    sim = Simulator(
+        engines=[EngineSpec("e", "g", "m", "p", 4, 64, 256, 40, prefix_caching=caching)],
+        clocks=[StepTerms(base_ms=4.0).clock()],
+        workload=make_workload(
+            np.sort(rng.integers(0, 10**8, 30)), rng.integers(1, 60, 30), rng.integers(2, 30, 30)
+        ),
+        slos=[SLO("any")],
+        auto_route=True,
+    )
+    for _ in range(60):
+        assert sim.advance() == BATCH
+        sim.batch(BatchDecision(32))
+    view = sim.engine_view(0)
+    assert view.num_running > 1
+    assert view.num_waiting > 1
+    assert np.any(sim.records().finish_ns >= 0)
+    sim.check()
+    return sim
+
+
+def engine_field(field: int, change: int = 1) -> Callable[[Simulator], None]:
+    def corrupt(sim: Simulator) -> None:
+        sim._a[sim._base(0) + field] += change
+
+    return corrupt
+
+
+def finished_field(field: int, change: int) -> Callable[[Simulator], None]:
+    def corrupt(sim: Simulator) -> None:
+        request = int(np.flatnonzero(sim.records().finish_ns >= 0)[0])
+        sim._a[sim._a[L.H_REQ] + request * L.REQUEST_SIZE + field] += change
+
+    return corrupt
+
+
+def head_leaves(sim: Simulator) -> None:
+    """The head of the waiting queue vanishes from it."""
+    a, e = sim._a, sim._base(0)
+    row = a[L.H_REQ] + a[e + L.E_WAIT_HEAD] * L.REQUEST_SIZE
+    a[e + L.E_WAIT_HEAD] = a[row + L.F_NEXT]
+
+
+def node_field(field: int, change: int) -> Callable[[Simulator], None]:
+    """A field of the block at the front of the free queue."""
+
+    def corrupt(sim: Simulator) -> None:
+        a, e = sim._a, sim._base(0)
+        a[a[e + L.B_NODES] + a[e + L.B_HEAD] * L.NODE_SIZE + field] += change
+
+    return corrupt
+
+
+@pytest.mark.parametrize(
+    ("number", "caching", "corrupt"),
+    [
+        (1, False, engine_field(L.E_RUNNING)),
+        (1, False, engine_field(L.E_WAITING)),
+        (1, False, engine_field(L.E_WAIT_TOKENS)),
+        (1, False, engine_field(L.E_DECODES)),
+        (1, False, head_leaves),
+        (2, False, finished_field(L.F_SCHEDULED, -(10**12))),
+        (2, False, finished_field(L.F_FIRST, 10**12)),
+        (2, False, finished_field(L.F_GEN, 1)),
+        (4, False, engine_field(L.E_FREE)),
+        (4, False, engine_field(L.E_FREE, -1)),
+        (4, True, engine_field(L.E_FREE)),
+        (4, True, node_field(L.N_QNEXT, 1)),
+        (4, True, node_field(L.N_REF, 1)),
+        (4, True, node_field(L.N_REF, -1)),
+        (5, False, engine_field(L.P_TOKENS, 1000)),
+    ],
+)
+def test_check_finds_a_corrupted_state(
+    number: int, caching: bool, corrupt: Callable[[Simulator], None]
+) -> None:
+    """One change at a time in an otherwise sound arena; the message names the invariant."""
+    sim = busy(caching)
+    corrupt(sim)
+    with pytest.raises(AssertionError, match=f"invariant {number}"):
+        sim.check()
