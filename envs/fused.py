@@ -38,6 +38,7 @@ from synergy_gym.sim.layout import (
     E_MAX_TOKENS,
     F_META,
     F_PROMPT,
+    H_CHECK,
     H_E,
     H_ENG,
     H_MET,
@@ -172,7 +173,7 @@ def engine_stepper(
     the buffer of `size` numbers that it writes the observation to.
     """
     arena = getattr(simulator, "arena", None)
-    if arena is None:
+    if arena is None or arena[H_CHECK]:
         return None
     io = _joined(scale, size)
     return partial(direct(_step_engine), arena, io), io[len(scale) :]
@@ -188,7 +189,7 @@ def router_stepper(
     the episode.
     """
     arena = getattr(simulator, "arena", None)
-    if arena is None:
+    if arena is None or arena[H_CHECK]:
         return None
     for i in range(int(arena[H_E])):
         arena[arena[H_ENG] + i * arena[H_STRIDE] + T_DIRTY] = 1

@@ -221,7 +221,7 @@ class RequestArrays:
     """Requests of one queue in list order, one entry per request.
 
     `generated_tokens` counts emitted output tokens, `cached_tokens` prompt tokens found
-    in the prefix cache at the last admission, `waited_s` the time since arrival,
+    in the prefix cache at the first admission, `waited_s` the time since arrival,
     `first_token_age_s` the time since the first token (-1 before it).
     """
 

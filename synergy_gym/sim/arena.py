@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synergy_gym.latency.terms import CLOCK_SIZE, UNIT
+from synergy_gym.latency.terms import CLOCK_SIZE, FS_PER_MS, UNIT
 from synergy_gym.sim import layout as L
 from synergy_gym.types import (
     SLO,
@@ -128,6 +128,7 @@ def fill_engine(
         L.C_TOTAL: spec.kv_blocks, L.L_NS: -1, L.B_TABLE: regions.table,
         L.B_TABLE_WIDTH: regions.width, L.B_SLOTS: regions.slots, L.B_NODES: regions.nodes,
         L.B_MAP: regions.map,
+        L.B_MAX: spec.kv_blocks,
     }  # fmt: skip
     for field, value in head.items():
         a[e + field] = value
@@ -212,10 +213,13 @@ def fill_telemetry(a: IntArray, o: int, telemetry: TelemetrySpec) -> None:
     a[o + L.H_SCRAPE_INTERVAL] = max(nanoseconds(telemetry.scrape_interval_s), 1)
 
 
-def ring_size(telemetry: TelemetrySpec) -> int:
+def ring_size(telemetry: TelemetrySpec, clocks: Sequence[IntArray]) -> int:
     """Pushes that can be under way at once, with room for heartbeats."""
-    shortest = max(min(telemetry.push_interval_s, telemetry.heartbeat_interval_s), 1e-3)
-    return 4 + 2 * int(telemetry.push_delay_s / shortest)
+    # Noise shortens an iteration to an eighth at most (StepTerms.noise_sd <= 0.25).
+    step_s = min(int(clock[0]) for clock in clocks) / (8 * FS_PER_MS * 1000)
+    pushed_s = max(telemetry.push_interval_s, step_s)
+    shortest_s = max(min(pushed_s, telemetry.heartbeat_interval_s), 1e-6)
+    return 4 + 2 * int(telemetry.push_delay_s / shortest_s)
 
 
 def fill_slos(a: IntArray, base: int, slos: Sequence[SLO]) -> None:
@@ -242,6 +246,7 @@ class World:
     stop_ns: int
     auto_route: bool
     record_itl: bool
+    check: bool
 
     @property
     def closed_loop(self) -> bool:
@@ -311,9 +316,10 @@ def _constants(world: World) -> dict[int, int]:
         L.H_EV_N: len(world.events),
         L.H_AUTO: int(world.auto_route),
         L.H_TELEMETRY: int(not world.auto_route),
-        L.H_RING: ring_size(world.telemetry),
+        L.H_RING: ring_size(world.telemetry, world.clocks),
         L.H_NUM_ALIVE: len(world.engines),
         L.H_SLO_CLASSES: len(world.slos),
+        L.H_CHECK: int(world.check),
         L.H_ORDERED: int(world.dynamic or waiting),
     }
 
@@ -324,7 +330,7 @@ def build_arena(world: World) -> IntArray:
     sizer = Sizer()
     sizer.take(L.H_SIZE)
     header = _reserve(world, sizer)
-    ring = ring_size(world.telemetry)
+    ring = ring_size(world.telemetry, world.clocks)
     regions = [EngineRegions(spec, ring, sizer) for spec in world.engines]
     closed_at = sizer.take(3 * n if world.closed_loop else 0)
     ids = offsets = np.empty(0, np.int64)

@@ -105,11 +105,18 @@ def _check_blocks(a: IntArray, e: int, rows: IntArray, running: list[int]) -> No
         "invariant 4: reference counts disagree with the block tables"
     )
     assert free + int((counts > 0).sum()) == total, "invariant 4: free + used blocks != total"
-    assert _queue_length(a, e) == free, "invariant 4: a block is freed twice"
+    references = a[at : at + (int(a[e + L.B_MAX]) + 1) * L.NODE_SIZE : L.NODE_SIZE]
+    queued = _queue(a, e)
+    assert len(queued) == free == len(set(queued)), "invariant 4: a block is freed twice"
+    assert not np.any(references[queued]), "invariant 4: a free block is referenced"
+    assert not set(queued) & set(used.tolist()), "invariant 4: a block is free and in use"
+    assert bool(np.all(references >= 0)), "invariant 4: a negative reference count"
 
 
-def _queue_length(a: IntArray, e: int) -> int:
-    n, block = 0, int(a[e + L.B_HEAD])
-    while block and n <= int(a[e + L.E_FREE]):
-        n, block = n + 1, int(a[int(a[e + L.B_NODES]) + block * L.NODE_SIZE + L.N_QNEXT])
-    return n
+def _queue(a: IntArray, e: int) -> list[int]:
+    blocks: list[int] = []
+    block = int(a[e + L.B_HEAD])
+    while block and len(blocks) <= int(a[e + L.E_FREE]):
+        blocks.append(block)
+        block = int(a[int(a[e + L.B_NODES]) + block * L.NODE_SIZE + L.N_QNEXT])
+    return blocks

@@ -45,6 +45,7 @@ from synergy_gym.sim.layout import (
     F_META,
     F_STATE,
     H_AUTO,
+    H_CHECK,
     H_E,
     H_ENG,
     H_EV,
@@ -78,6 +79,7 @@ from synergy_gym.sim.layout import (
     P_CAP,
     P_CHUNK,
     PENDING,
+    POINT_CHECK,
     POINT_ITL_FULL,
     R_BUDGET,
     R_CAP,
@@ -311,6 +313,9 @@ def _run_engine(a, o, e, until):  # type: ignore[no-untyped-def]
             if end > a[o + H_NOW]:
                 a[o + H_NOW] = end
             end_iteration(a, o, e)
+            if a[o + H_CHECK] != 0:
+                a[o + H_POINT] = POINT_CHECK
+                return True
         elif a[e + E_RUNNING] + a[e + E_WAITING] == 0:
             return False
         else:
@@ -366,6 +371,9 @@ def _advance_ordered(a, o):  # type: ignore[no-untyped-def]
             return 2
         a[o + H_NOW] = max(a[o + H_NOW], end)
         end_iteration(a, o, ender)
+        if a[o + H_CHECK] != 0:
+            a[o + H_POINT] = POINT_CHECK
+            return 2
         return 1
     if starter >= 0 and start < outside and start <= stop:
         a[o + H_NOW] = max(a[o + H_NOW], start)

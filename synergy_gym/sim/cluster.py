@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,9 @@ from synergy_gym.types import (
     TelemetrySpec,
 )
 from synergy_gym.workload.base import Workload
+
+CHECK_VARIABLE = "SYNERGY_GYM_CHECK"
+"""Environment variable: 1 checks the invariants after every iteration."""
 
 
 class Simulator:
@@ -103,6 +107,7 @@ class Simulator:
             stop_ns=stop_ns,
             auto_route=auto_route,
             record_itl=record_itl,
+            check=os.environ.get(CHECK_VARIABLE) == "1",
         )
         self._a = build_arena(world)
         self._itl: list[IntArray] = []
@@ -142,8 +147,11 @@ class Simulator:
         if self._waiting_for > 0:
             raise RuntimeError("answer the current decision point before advancing")
         point = advance(self._a, 0)
-        while point == L.POINT_ITL_FULL:
-            self._drain_itl()
+        while point in (L.POINT_ITL_FULL, L.POINT_CHECK):
+            if point == L.POINT_CHECK:
+                self.check()
+            else:
+                self._drain_itl()
             point = advance(self._a, 0)
         self._waiting_for = int(point)
         return self._waiting_for
@@ -171,6 +179,8 @@ class Simulator:
         """
         if self._waiting_for != ROUTE:
             raise ValueError("no request waits for routing; call advance() first")
+        if not _is_integer(engine):
+            raise ValueError(f"engine {engine!r} is no index; choose 0..{len(self.engines) - 1}")
         if not 0 <= engine < len(self.engines):
             raise ValueError(f"engine {engine} does not exist; choose 0..{len(self.engines) - 1}")
         if self._a[self._base(engine) + L.E_DOWN]:
@@ -206,20 +216,25 @@ class Simulator:
     def _apply_lists(self, e: int, index: int, decision: BatchDecision) -> None:
         running = self._queue(e, running=True)[:, 0]
         waiting = self._queue(e, running=False)[:, 0]
-        if decision.token_caps is not None:
-            caps = _checked(decision.token_caps, len(running) + len(waiting), "token_caps")
-            self._set_caps(e, np.concatenate([running, waiting]), caps)
-        if decision.running_order is not None:
-            order = _permutation(decision.running_order, len(running), "running_order")
-            self._relink(running[order], e + L.E_RUN_HEAD, e + L.E_RUN_TAIL)
-            self._reorder_prefills(e, running[order])
-        if decision.waiting_order is not None:
+        caps, moved, queued = decision.token_caps, decision.running_order, decision.waiting_order
+        if caps is not None:
+            caps = _checked(caps, len(running) + len(waiting), "token_caps")
+        if moved is not None:
+            moved = _permutation(moved, len(running), "running_order")
+        if queued is not None:
             if self.engines[index].scheduling == "priority":
                 raise ValueError(
                     "waiting_order has no effect under priority scheduling; leave it out"
                 )
-            order = _permutation(decision.waiting_order, len(waiting), "waiting_order")
-            self._relink(waiting[order], e + L.E_WAIT_HEAD, e + L.E_WAIT_TAIL)
+            queued = _permutation(queued, len(waiting), "waiting_order")
+        # Everything is legal: only now does the engine change.
+        if caps is not None:
+            self._set_caps(e, np.concatenate([running, waiting]), caps)
+        if moved is not None:
+            self._relink(running[moved], e + L.E_RUN_HEAD, e + L.E_RUN_TAIL)
+            self._reorder_prefills(e, running[moved])
+        if queued is not None:
+            self._relink(waiting[queued], e + L.E_WAIT_HEAD, e + L.E_WAIT_TAIL)
         self._hash_lists(e, decision)
 
     def _set_caps(self, e: int, requests: IntArray, caps: IntArray) -> None:
@@ -456,6 +471,10 @@ class Simulator:
 
 def check_decision(decision: BatchDecision, cap: int, spec: EngineSpec) -> None:
     """Raise `ValueError` for a decision that no engine could carry out (invariant 12)."""
+    values = (decision.token_budget, cap, decision.prefill_chunk)
+    for name, value in zip(("token_budget", "max_running", "prefill_chunk"), values, strict=True):
+        if not _is_integer(value):
+            raise ValueError(f"{name} is {value!r}; give a whole number")
     if not 1 <= decision.token_budget <= spec.max_num_batched_tokens:
         raise ValueError(
             f"token_budget {decision.token_budget} is outside 1..{spec.max_num_batched_tokens} "
@@ -467,6 +486,10 @@ def check_decision(decision: BatchDecision, cap: int, spec: EngineSpec) -> None:
         )
     if decision.prefill_chunk < 0:
         raise ValueError(f"prefill_chunk {decision.prefill_chunk} is negative; 0 means no cap")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _checked(values: IntArray, n: int, name: str) -> IntArray:

@@ -71,7 +71,8 @@ INF = 1 << 62
     H_SEEN_NOW,
     H_SEEN_MET,
     H_TRUE_OUTPUT,
-) = range(58)
+    H_CHECK,
+) = range(59)
 H_SIZE = 64
 
 # Request row.
@@ -227,7 +228,8 @@ SLOT_SHIFT = 16
     T_BEATS,
     T_DIRTY,
     E_SHIFT,
-) = range(110)
+    B_MAX,
+) = range(111)
 E_CLOCK = 112
 E_SIZE = E_CLOCK + CLOCK_SIZE
 
@@ -249,3 +251,4 @@ HEARTBEAT_NONE, HEARTBEAT_IDLE, HEARTBEAT_OVERWRITE = 0, 1, 2
 
 # Reasons for which the compiled loop returns, beside the public points.
 POINT_ITL_FULL = 3
+POINT_CHECK = 4

@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 
 from synergy_gym.latency.terms import StepTerms
 from synergy_gym.sim.points import ROUTE
-from synergy_gym.types import NS_PER_S, SLO, EngineSpec, IntArray, RouterRow, TelemetrySpec
+from synergy_gym.types import (
+    NS_PER_S,
+    SLO,
+    DecisionRule,
+    EngineSpec,
+    IntArray,
+    RouterRow,
+    TelemetrySpec,
+)
 from synergy_gym.workload.base import make_workload
 from tests.strategies import SEEDS, SIMULATORS, play
 
@@ -142,3 +150,22 @@ def test_a_lost_push_only_makes_it_older(
     assert plays[0][0] == plays[1][0]
     for clear, dim in zip(plays[0][1].rows, plays[1][1].rows, strict=True):
         assert np.all(dim[:, RouterRow.PUSH_NS] <= clear[:, RouterRow.PUSH_NS])
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_many_pushes_under_way_keep_their_delay(simulator: type) -> None:
+    """Thousands of short iterations, each pushed, none visible before its delay has passed."""
+    count = 400
+    column = np.full(count, 5)
+    sim = simulator(
+        engines=[EngineSpec("e", "g", "m", "p", 64, 640, 640, 1000)],
+        clocks=[StepTerms(base_ms=0.05).clock()],
+        workload=make_workload(np.arange(count) * 1_000_000, column, column * 6),
+        slos=[SLO("any")],
+        telemetry=TelemetrySpec(push_interval_s=0.0, push_delay_s=0.3, heartbeat="none"),
+        rules=[DecisionRule(64)],
+    )
+    while sim.advance() == ROUTE:
+        at = int(sim.router_rows()[0, RouterRow.PUSH_NS])
+        assert at == 0 or sim.now_ns - at >= 300_000_000
+        sim.route(0)

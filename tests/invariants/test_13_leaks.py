@@ -22,7 +22,17 @@ PACKAGE = Path(synergy_gym.__file__).parent
 EPISODES = 200
 # Of 200 episodes of about 100 kB each; what the interpreter itself keeps is well below.
 MOST_BYTES = 400_000
-IMMUTABLE_CALLS = {"frozenset", "tuple", "range", "len", "min", "max", "int", "Path", "getattr"}
+MUTABLE_CALLS = {"list", "dict", "set", "bytearray", "defaultdict", "Counter", "deque", "array"}
+MUTABLE_CALLS |= {
+    "OrderedDict",
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "arange",
+    "default_rng",
+    "Random",
+}
 MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 
 
@@ -117,7 +127,7 @@ def module_state(path: Path) -> Iterator[str]:
         call = node.value
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name | ast.Attribute):
             name = call.func.id if isinstance(call.func, ast.Name) else call.func.attr
-            if name not in IMMUTABLE_CALLS and not name[0].isupper() and name[0] != "_":
+            if name in MUTABLE_CALLS:
                 yield f"{path.name}:{node.lineno} {names} = {name}(...)"
     for inner in ast.walk(tree):
         if isinstance(inner, ast.Global):
