@@ -11,11 +11,11 @@ import difflib
 import re
 import reprlib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 UNITS = ("ns", "us", "ms", "s", "min", "h", "rps", "gib", "gb", "mib", "blocks", "tokens", "bytes")
 
@@ -79,7 +79,7 @@ def _explain(path: Path, schema: type[Table], cause: ValidationError) -> list[st
     return lines
 
 
-def _mistake(schema: type[Table], item: ErrorDetails) -> str:
+def _mistake(schema: type[Table], item: Mapping[str, Any]) -> str:
     where = item["loc"]
     if item["type"] == "value_error":
         message = str(item["ctx"]["error"])

@@ -13,6 +13,7 @@ from synergy_gym.sim import layout as L
 from synergy_gym.sim.arena import World, build_arena, check_spec
 from synergy_gym.sim.clock import advance, take_batch, take_route
 from synergy_gym.sim.decision_log import MASK, chain_lists
+from synergy_gym.sim.decisions import check_decision, check_rule, is_integer
 from synergy_gym.sim.exports import QUEUE_FIELDS, write_queue, write_state
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.sim.telemetry import refresh_rows
@@ -134,6 +135,9 @@ class Simulator:
         n = len(workload)
         if n and int(workload.slo_class.max()) >= max(len(self.slos), 1):
             raise ValueError("workload.slo_class names a class beyond `slos`")
+        for spec, rule in zip(self.engines, rules or (), strict=False):
+            if rule is not None:
+                check_rule(spec, rule)
 
     @property
     def arena(self) -> IntArray:
@@ -179,7 +183,7 @@ class Simulator:
         """
         if self._waiting_for != ROUTE:
             raise ValueError("no request waits for routing; call advance() first")
-        if not _is_integer(engine):
+        if not is_integer(engine):
             raise ValueError(f"engine {engine!r} is no index; choose 0..{len(self.engines) - 1}")
         if not 0 <= engine < len(self.engines):
             raise ValueError(f"engine {engine} does not exist; choose 0..{len(self.engines) - 1}")
@@ -200,8 +204,8 @@ class Simulator:
         index = self.point_engine
         e, spec = self._base(index), self.engines[index]
         cap = spec.max_num_seqs if decision.max_running is None else decision.max_running
-        check_decision(decision, cap, spec)
         a = self._a
+        check_decision(spec, decision, int(a[e + L.E_RUNNING]), int(a[e + L.E_WAITING]))
         a[e + L.P_BUDGET], a[e + L.P_CAP] = decision.token_budget, cap
         a[e + L.P_CHUNK] = decision.prefill_chunk
         if (
@@ -209,32 +213,23 @@ class Simulator:
             or decision.waiting_order is not None
             or decision.token_caps is not None
         ):
-            self._apply_lists(e, index, decision)
+            self._apply_lists(e, decision)
         take_batch(a, 0, e)
         self._waiting_for = -1
 
-    def _apply_lists(self, e: int, index: int, decision: BatchDecision) -> None:
+    def _apply_lists(self, e: int, decision: BatchDecision) -> None:
         running = self._queue(e, running=True)[:, 0]
         waiting = self._queue(e, running=False)[:, 0]
-        caps, moved, queued = decision.token_caps, decision.running_order, decision.waiting_order
-        if caps is not None:
-            caps = _checked(caps, len(running) + len(waiting), "token_caps")
-        if moved is not None:
-            moved = _permutation(moved, len(running), "running_order")
-        if queued is not None:
-            if self.engines[index].scheduling == "priority":
-                raise ValueError(
-                    "waiting_order has no effect under priority scheduling; leave it out"
-                )
-            queued = _permutation(queued, len(waiting), "waiting_order")
-        # Everything is legal: only now does the engine change.
-        if caps is not None:
+        if decision.token_caps is not None:
+            caps = np.asarray(decision.token_caps, np.int64)
             self._set_caps(e, np.concatenate([running, waiting]), caps)
-        if moved is not None:
-            self._relink(running[moved], e + L.E_RUN_HEAD, e + L.E_RUN_TAIL)
-            self._reorder_prefills(e, running[moved])
-        if queued is not None:
-            self._relink(waiting[queued], e + L.E_WAIT_HEAD, e + L.E_WAIT_TAIL)
+        if decision.running_order is not None:
+            moved = running[np.asarray(decision.running_order, np.int64)]
+            self._relink(moved, e + L.E_RUN_HEAD, e + L.E_RUN_TAIL)
+            self._reorder_prefills(e, moved)
+        if decision.waiting_order is not None:
+            moved = waiting[np.asarray(decision.waiting_order, np.int64)]
+            self._relink(moved, e + L.E_WAIT_HEAD, e + L.E_WAIT_TAIL)
         self._hash_lists(e, decision)
 
     def _set_caps(self, e: int, requests: IntArray, caps: IntArray) -> None:
@@ -469,43 +464,4 @@ class Simulator:
             self._a[L.H_ITL_N] = 0
 
 
-def check_decision(decision: BatchDecision, cap: int, spec: EngineSpec) -> None:
-    """Raise `ValueError` for a decision that no engine could carry out (invariant 12)."""
-    values = (decision.token_budget, cap, decision.prefill_chunk)
-    for name, value in zip(("token_budget", "max_running", "prefill_chunk"), values, strict=True):
-        if not _is_integer(value):
-            raise ValueError(f"{name} is {value!r}; give a whole number")
-    if not 1 <= decision.token_budget <= spec.max_num_batched_tokens:
-        raise ValueError(
-            f"token_budget {decision.token_budget} is outside 1..{spec.max_num_batched_tokens} "
-            f"(max_num_batched_tokens of engine {spec.name!r})"
-        )
-    if not 1 <= cap <= spec.max_num_seqs:
-        raise ValueError(
-            f"max_running {cap} is outside 1..{spec.max_num_seqs} (max_num_seqs of {spec.name!r})"
-        )
-    if decision.prefill_chunk < 0:
-        raise ValueError(f"prefill_chunk {decision.prefill_chunk} is negative; 0 means no cap")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _checked(values: IntArray, n: int, name: str) -> IntArray:
-    array = np.asarray(values, np.int64)
-    if array.shape != (n,):
-        raise ValueError(f"{name} has shape {array.shape}; it needs one entry per request: ({n},)")
-    if name == "token_caps" and n and int(array.min()) < -1:
-        raise ValueError(f"token_caps holds {int(array.min())}; use -1 (free), 0 (skip) or n > 0")
-    return array
-
-
-def _permutation(values: IntArray, n: int, name: str) -> IntArray:
-    array = _checked(values, n, name)
-    if not np.array_equal(np.sort(array), np.arange(n)):
-        raise ValueError(f"{name} must be a permutation of 0..{n - 1}")
-    return array
-
-
-__all__ = ["BATCH", "DONE", "ROUTE", "Simulator", "check_decision"]
+__all__ = ["BATCH", "DONE", "ROUTE", "Simulator"]

@@ -194,7 +194,7 @@ class ReferenceEngine:
         """Schedule one iteration; nothing is computed or emitted before `commit`.
 
         The caller sets `end_ns` of the result and has checked the decision
-        (`reference_rules.check_decision`). Without work left (all was rejected) there is no
+        (`decisions.check_decision`). Without work left (all was rejected) there is no
         iteration to commit.
         """
         limits = _Limits(decision, self)

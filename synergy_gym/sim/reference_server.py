@@ -8,8 +8,9 @@ import numpy as np
 
 from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, SEED, SLOW, UNIT, step_ns
 from synergy_gym.sim.decision_log import chain_iteration, chain_lists
+from synergy_gym.sim.decisions import check_decision, check_rule
 from synergy_gym.sim.reference_engine import Job, Outputs, ReferenceEngine, Step
-from synergy_gym.sim.reference_rules import check_decision, check_rule, rule_decision
+from synergy_gym.sim.reference_rules import rule_decision
 from synergy_gym.sim.reference_telemetry import (
     PUSH_COLUMNS,
     SCRAPE_COLUMNS,
@@ -93,7 +94,9 @@ class Server:
 
     def plan(self, decision: BatchDecision, now_ns: int, next_arrival_ns: int | None) -> Step:
         """Plan the next iteration as a policy decided; `ValueError` when that is illegal."""
-        check_decision(self.engine, decision)
+        check_decision(
+            self.engine.spec, decision, len(self.engine.running), len(self.engine.waiting)
+        )
         lists = (decision.running_order, decision.waiting_order, decision.token_caps)
         self.hash = chain_lists(self.hash, lists)
         return self._start(decision, now_ns, next_arrival_ns)

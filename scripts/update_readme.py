@@ -1,0 +1,249 @@
+"""Fill the generated tables of README.md and docs/, and copy the plots that they show.
+
+A generated table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. The leaderboard
+comes from experiments/leaderboard/quick, the others from scenarios, registry and catalogue.
+tests/test_readme.py fails while a page differs from what this script would write.
+
+    python scripts/update_readme.py            # rewrite what is out of date
+    python scripts/update_readme.py --check    # name it, and exit with 1
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from synergy_gym.evaluation.leaderboard import capacity_table, part_rows
+from synergy_gym.evaluation.suites import Part, find_suite
+from synergy_gym.evaluation.tables import markdown, ranking
+from synergy_gym.policies.registry import (
+    PolicyInfo,
+    describe,
+    engine_policies,
+    router_policies,
+)
+from synergy_gym.scenario import Scenario, list_scenarios, load_scenario
+from synergy_gym.types import EngineSpec
+from synergy_gym.workload.catalog import list_traces
+from synergy_gym.workload.traces import list_formats
+
+ROOT = Path(__file__).resolve().parents[1]
+BOARD = ROOT / "experiments" / "leaderboard" / "quick"
+IMAGES = ROOT / "docs" / "images"
+PLOTS = ("attainment-router-hetero-3.png", "attainment-engine-chat-h100.png")
+TEXT_COLUMNS = frozenset({"suite", "scenario", "engine_policy", "router_policy", "log_hash"})
+FOR_TESTS = "smoke"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results.csv: names as text, seeds whole, the rest numbers (empty: NaN)."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)
+        ]
+
+
+def _value(name: str, text: str) -> Any:
+    if name in TEXT_COLUMNS or name.endswith("_hash"):
+        return text
+    if not text:
+        return float("nan")
+    return int(text) if re.fullmatch(r"\d+", text) and name != "load" else float(text)
+
+
+def leaderboard() -> str:
+    """One ranking per part of the quick suite, from the committed results."""
+    rows = read_rows(BOARD / "results.csv")
+    used = {
+        part["track"]: part for part in json.loads((BOARD / "manifest.json").read_text())["parts"]
+    }
+    return "\n\n".join(
+        _board(part, part_rows(part, rows), used[part.track]) for part in find_suite("quick").parts
+    )
+
+
+def _board(part: Part, rows: Sequence[dict[str, Any]], used: dict[str, Any]) -> str:
+    by = f"{part.track}_policy"
+    table = ranking(rows, by)
+    loads = [name for name in table.columns if name.startswith("load ")]
+    shown = table[["rank", "policy", "slo_attainment", "low", "high", *loads]]
+    capacity = capacity_table(rows, by, list(table["policy"])).drop(columns="policy")
+    shown = shown.assign(capacity=capacity.agg(", ".join, axis=1))
+    seeds = sorted({row["seed"] for row in rows})
+    caption = (
+        f"**{part.track.capitalize()} policies on `{'`, `'.join(part.scenarios)}`** (simulated; "
+        f"arrivals of {used['horizon_s']:g} s, the first {used['warmup_s']:g} s not scored; "
+        f"test seeds {', '.join(map(str, seeds))}):"
+    )
+    return f"{caption}\n\n{markdown(shown).rstrip()}"
+
+
+def scenarios() -> str:
+    """One row per scenario: engines, traffic, rate, loads, objectives, calibration."""
+    found = [load_scenario(name) for name in list_scenarios()]
+    found.sort(key=lambda s: (s.name.startswith(FOR_TESTS), len(s.engines), s.name))
+    return _table([_scenario_row(scenario) for scenario in found])
+
+
+def _scenario_row(scenario: Scenario) -> dict[str, str]:
+    attained = re.search(r"attain ([\d.]+)", scenario.rate_source)
+    counts = {e.gpu: sum(o.gpu == e.gpu for o in scenario.engines) for e in scenario.engines}
+    models = sorted({engine.model.split("/")[-1] for engine in scenario.engines})
+    return {
+        "scenario": _link(scenario.name, f"../synergy_gym/scenarios/{scenario.name}.toml"),
+        "engines": " + ".join(f"{n} x ({gpu})" for gpu, n in counts.items()),
+        "model": ", ".join(models),
+        "traffic": _traffic(scenario),
+        "rate at load 1.0, req/s": f"{scenario.rate_rps:g}",
+        "found by calibration at": attained[1] if attained else scenario.rate_source,
+        "loads": " ".join(f"{load:g}" for load in scenario.loads),
+        "TTFT / TPOT / E2E, s": "; ".join(
+            " / ".join("-" if x is None else f"{x:g}" for x in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
+            for slo in scenario.slos
+        ),
+        "arrivals (warm-up), s": f"{scenario.horizon_s:g} ({scenario.warmup_s:g})",
+    }
+
+
+def _traffic(scenario: Scenario) -> str:
+    spec = scenario.traffic
+    if spec.generator is None:
+        kinds = {"prompts": spec.prompt, "outputs": spec.output}
+        parts = [f"{k} {v.kind}" for k, v in kinds.items() if v is not None]
+        return ", ".join([*parts, *(["sessions"] if spec.sessions else [])])
+    bursts = f", {spec.arrivals.kind} arrivals" if spec.arrivals else ""
+    return f"`{spec.generator}`{bursts}"
+
+
+def engines() -> str:
+    """One row per kind of engine of the scenarios."""
+    rows = []
+    for name in list_scenarios():
+        kinds: dict[str, EngineSpec] = {e.gpu: e for e in load_scenario(name).engines}
+        if not name.startswith(FOR_TESTS):
+            rows += [{"scenario": f"`{name}`", **_engine_row(engine)} for engine in kinds.values()]
+    return _table(rows)
+
+
+def _engine_row(engine: EngineSpec) -> dict[str, str]:
+    return {
+        "GPU": engine.gpu,
+        "`max_num_seqs`": f"{engine.max_num_seqs:,}",
+        "`max_num_batched_tokens`": f"{engine.max_num_batched_tokens:,}",
+        "`max_model_len`": f"{engine.max_model_len:,}",
+        "KV cache, tokens": f"{engine.kv_blocks * engine.block_size:,}",
+        "prefix cache": "on" if engine.prefix_caching else "off",
+        "latency profile": _link(
+            engine.profile, f"../synergy_gym/latency/profiles/{engine.profile}.toml"
+        ),
+    }
+
+
+def policies(kind: str) -> str:
+    """One row per registered policy of a layer; a family counts once."""
+    if kind == "engine":
+        found = {info.name: info for info in (describe(n, "engine") for n in engine_policies())}
+    else:
+        found = {info.name: info for info in (describe(n, "router") for n in router_policies())}
+    return _table([_policy_row(info) for info in found.values()])
+
+
+def _policy_row(info: PolicyInfo) -> dict[str, str]:
+    path = Path(info.source).resolve().relative_to(ROOT).as_posix()
+    paragraphs = re.split(r"\n\s*\n", info.reference)[:2]
+    text = " ".join(" ".join(paragraphs).split())
+    parameters = [k if v is None else f"{k}={v}" for k, v in info.parameters.items()]
+    return {
+        "policy": _link(info.name, f"../{path}"),
+        "reads": ", ".join(info.information),
+        "parameters": ", ".join(f"`{text}`" for text in parameters) or "-",
+        "what it does": info.summary,
+        "source": re.sub(r" ?Information class: [a-z, ]+\.", "", text),
+    }
+
+
+def formats() -> str:
+    """One row per trace layout."""
+    return _table([{"`--format`": f"`{n}`", "reads": text} for n, text in list_formats().items()])
+
+
+def catalogue() -> str:
+    """One row per public trace."""
+    return _table(
+        [
+            {
+                "name": f"[`{trace.name}`]({trace.url})",
+                "format": f"`{trace.format}`",
+                "licence": trace.licence,
+                "size, bytes": f"{trace.bytes:,}" if trace.bytes else "-",
+                "download": "yes" if trace.sha256 else "no known SHA-256",
+                "note": trace.note or "-",
+            }
+            for trace in list_traces()
+        ]
+    )
+
+
+def _link(name: str, target: str) -> str:
+    return f"[`{name}`]({target})"
+
+
+def _table(rows: Sequence[dict[str, str]]) -> str:
+    cells = [{key: value.replace("|", "\\|") for key, value in row.items()} for row in rows]
+    return markdown(pd.DataFrame(cells)).rstrip()
+
+
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"leaderboard": leaderboard},
+    "docs/scenarios.md": {"scenarios": scenarios, "engines": engines},
+    "docs/policies.md": {
+        "engine-policies": lambda: policies("engine"),
+        "router-policies": lambda: policies("router"),
+    },
+    "docs/traces.md": {"formats": formats, "catalogue": catalogue},
+}
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the markers of block `name`.
+
+    Raises:
+        ValueError: the markers are missing, or there more than once.
+    """
+    pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"need one <!-- {name}:begin --> and one <!-- {name}:end --> below it")
+    return pattern.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
+
+
+def outputs() -> Iterator[tuple[Path, bytes]]:
+    """Every generated file, with what it should contain."""
+    for page, blocks in BLOCKS.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, make in blocks.items():
+            text = filled(text, name, make())
+        yield ROOT / page, text.encode()
+    for name in PLOTS:
+        yield IMAGES / name, (BOARD / "plots" / name).read_bytes()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write (or with `--check` only name) the files that are out of date."""
+    stale = [(p, new) for p, new in outputs() if not p.is_file() or p.read_bytes() != new]
+    for path, new in stale:
+        print(path.relative_to(ROOT))
+        if "--check" not in arguments:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(new)
+    return int("--check" in arguments and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""What a decision or a rule may say; both simulators ask here (invariant 12)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from synergy_gym.types import BatchDecision, DecisionRule, EngineSpec, IntArray
+
+
+def check_decision(spec: EngineSpec, decision: BatchDecision, running: int, waiting: int) -> None:
+    """Raise `ValueError` naming field, value and cure when `decision` is not legal now.
+
+    `running` and `waiting` count the engine's requests.
+    """
+    check_limits(spec, decision.token_budget, decision.max_running, decision.prefill_chunk)
+    if decision.running_order is not None:
+        _check_order("running_order", decision.running_order, running)
+    if decision.waiting_order is not None:
+        _check_queue(spec)
+        _check_order("waiting_order", decision.waiting_order, waiting)
+    if decision.token_caps is not None:
+        _check_caps(decision.token_caps, running, waiting)
+
+
+def check_rule(spec: EngineSpec, rule: DecisionRule) -> None:
+    """Raise `ValueError` when `rule` can never be legal on this engine."""
+    check_limits(spec, rule.token_budget, rule.max_running, rule.prefill_chunk)
+    if rule.order != "queue":
+        _check_queue(spec)
+
+
+def check_limits(spec: EngineSpec, budget: int, max_running: int | None, chunk: int) -> None:
+    """Raise `ValueError` when a number lies outside what the engine was started with."""
+    cap = spec.max_num_seqs if max_running is None else max_running
+    given = {"token_budget": budget, "max_running": cap, "prefill_chunk": chunk}
+    for name, value in given.items():
+        if not is_integer(value):
+            raise ValueError(f"{name} is {value!r}; give a whole number")
+    if not 1 <= budget <= spec.max_num_batched_tokens:
+        raise ValueError(
+            f"token_budget is {budget}; engine {spec.name!r} takes 1..{spec.max_num_batched_tokens}"
+        )
+    if not 1 <= cap <= spec.max_num_seqs:
+        raise ValueError(
+            f"max_running is {cap}; engine {spec.name!r} takes 1..{spec.max_num_seqs} or None"
+        )
+    if chunk < 0:
+        raise ValueError(f"prefill_chunk is {chunk}; use 0 (no cap) or a positive number of tokens")
+
+
+def is_integer(value: object) -> bool:
+    """Whether `value` is a whole number, Python's or NumPy's (a bool is not)."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _check_order(name: str, order: IntArray, length: int) -> None:
+    array = np.asarray(order)
+    whole = array.dtype.kind in "iu" or not array.size
+    if not whole or not np.array_equal(np.sort(array), np.arange(length)):
+        raise ValueError(f"{name} must be a permutation of range({length}), it is {order!r}")
+
+
+def _check_caps(caps: IntArray, running: int, waiting: int) -> None:
+    array = np.asarray(caps)
+    whole = array.dtype.kind in "iu" or not array.size
+    if not whole or array.shape != (running + waiting,) or bool(np.any(array < -1)):
+        raise ValueError(
+            f"token_caps must hold {running} + {waiting} values (running, then waiting): "
+            f"-1 free, 0 skip, n at most n tokens; it is {caps!r}"
+        )
+
+
+def _check_queue(spec: EngineSpec) -> None:
+    if spec.scheduling != "fcfs":
+        raise ValueError(
+            f"engine {spec.name!r} schedules by priority, which fixes the order of its waiting "
+            "queue; leave waiting_order out or use scheduling 'fcfs'"
+        )
