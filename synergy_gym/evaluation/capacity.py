@@ -32,16 +32,31 @@ class Capacity:
 
     `bound` is "at" when the load lies inside the offered range, "above" when even the
     highest offered load attains (`load` is that one), "below" when the lowest does not
-    (`load` is 0).
+    (`load` is 0). `lowest` is the lowest load that was offered.
     """
 
     load: float
     bound: Literal["at", "above", "below"]
+    lowest: float = 0.0
 
     def __str__(self) -> str:
-        if self.bound == "below":
-            return "none"
-        return f"{'>= ' if self.bound == 'above' else ''}{self.load:.2f}"
+        return mean_capacity([self])
+
+
+def mean_capacity(capacities: Sequence[Capacity]) -> str:
+    """The mean of several capacities as text, no more exact than they are.
+
+    `1.02`, `< 0.60` when no lowest load attains, `>= 1.50` when a highest one does, and
+    `0.45..0.60` when some lowest load misses: that capacity lies between 0 and it.
+    """
+    low = float(np.mean([c.load for c in capacities]))
+    high = float(np.mean([max(c.load, c.lowest if c.bound == "below" else 0) for c in capacities]))
+    bounds = {c.bound for c in capacities}
+    if "above" in bounds:
+        return f">= {low:.2f}"
+    if bounds == {"below"}:
+        return f"< {high:.2f}"
+    return f"{low:.2f}..{high:.2f}" if "below" in bounds else f"{low:.2f}"
 
 
 def capacity_of_curve(
@@ -61,13 +76,14 @@ def capacity_of_curve(
     x, y = np.asarray(loads, float)[order], np.asarray(attainments, float)[order]
     failing = np.flatnonzero(~(y >= target))
     if not len(failing):
-        return Capacity(float(x[-1]), "above")
+        return Capacity(float(x[-1]), "above", float(x[0]))
     first = int(failing[0])
     if first == 0:
-        return Capacity(0.0, "below")
+        return Capacity(0.0, "below", float(x[0]))
     fall = y[first - 1] - y[first]
     share = (y[first - 1] - target) / fall if fall > 0 else 0.0  # NaN: nothing was offered
-    return Capacity(float(x[first - 1] + share * (x[first] - x[first - 1])), "at")
+    load = float(x[first - 1] + share * (x[first] - x[first - 1]))
+    return Capacity(load, "at", float(x[0]))
 
 
 def highest_load(

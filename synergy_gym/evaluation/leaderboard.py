@@ -21,6 +21,7 @@ from synergy_gym.evaluation.tables import (
     Row,
     capacities_of,
     markdown,
+    page_table,
     ranking,
     sorted_rows,
     write_csv,
@@ -220,24 +221,36 @@ def leaderboard_text(report: Report, plots: Sequence[str]) -> str:
 
 
 def _part_text(part: Part, table: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
-    loads = ", ".join(f"{load:g}" for load in sorted({row["load"] for row in rows}))
     seeds = sorted({row["seed"] for row in rows})
     rival = part.router_policies if part.track == "engine" else part.engine_policies
     return [
         f"## {part.track.capitalize()} policies",
         "",
-        f"Scenarios {', '.join(part.scenarios)}; loads {loads}; test seeds "
+        f"Scenarios {', '.join(part.scenarios)}; loads {_loads_text(rows)}; test seeds "
         f"{', '.join(map(str, seeds))}; the other layer is {', '.join(rival)}. `slo_attainment` is "
         "the mean share of offered requests that met every SLO, over scenario x load x seed, "
         "`low`..`high` its 95 % bootstrap interval over seeds, `iqm` the interquartile mean; "
         "`capacity` is the highest load with at least 90 % attainment, interpolated between "
-        "the offered loads (0 when even the lowest load misses, the highest when all attain).",
+        "the offered loads: `< 0.60` when even the lowest misses, `>= 1.50` when the highest "
+        "attains, `0.45..0.60` for a mean that contains a scenario whose lowest load misses. "
+        "Seconds are means of the episodes' P99, over requests that finished.",
         "",
-        markdown(table),
+        markdown(page_table(table)),
         "Capacity per scenario:",
         "",
         markdown(capacity_table(rows, f"{part.track}_policy", list(table["policy"]))).rstrip("\n"),
     ]
+
+
+def _loads_text(rows: Sequence[Row]) -> str:
+    """The offered loads; those of some scenarios only say so."""
+    every = {row["scenario"] for row in rows}
+    texts = []
+    for load in sorted({row["load"] for row in rows}):
+        names = {row["scenario"] for row in rows if row["load"] == load}
+        only = f" ({', '.join(sorted(names))} only)" if names != every else ""
+        texts.append(f"{load:g}{only}")
+    return ", ".join(texts)
 
 
 def capacity_table(rows: Sequence[Row], by: str, policies: Sequence[str]) -> pd.DataFrame:

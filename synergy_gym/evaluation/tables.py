@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from synergy_gym.evaluation.capacity import Capacity, capacity_of_curve
+from synergy_gym.evaluation.capacity import Capacity, capacity_of_curve, mean_capacity
 from synergy_gym.evaluation.jobs import KEY_COLUMNS
 from synergy_gym.evaluation.statistics import iqm, stratified_interval
 
@@ -54,9 +54,11 @@ def ranking(rows: Sequence[Row], by: str) -> pd.DataFrame:
 
     Columns: `rank`, `policy`, `slo_attainment` (mean over scenario x load x seed) with its
     95 % interval `low`..`high` (bootstrap within scenario x load), `iqm`, one `load X`
-    column per offered load, `capacity` (mean over scenarios, in units of load),
-    `ttft_p99_s` and `e2e_p99_s` (means), `preemptions` (sum), `episodes`. A policy that
-    misses episodes comes after the complete ones.
+    column per offered load, `capacity` (mean over scenarios, in units of load; a scenario
+    whose lowest load misses counts 0, one whose highest attains that load), `capacity_text`
+    (the same with its bounds, as `mean_capacity` writes it), `ttft_p99_s` and `e2e_p99_s`
+    (means), `preemptions` (sum), `episodes`. A policy that misses episodes comes after the
+    complete ones.
     """
     import pandas as pd
 
@@ -82,7 +84,7 @@ def _rank_row(rows: list[Row], name: str) -> Row:
         cells.setdefault((row["scenario"], row["load"]), []).append(row["slo_attainment"])
     low, high = stratified_interval([np.array(scores) for scores in cells.values()])
     loads = sorted({row["load"] for row in rows})
-    capacities = [capacity.load for capacity in capacities_of(rows).values()]
+    capacities = list(capacities_of(rows).values())
     return {
         "policy": name,
         "slo_attainment": _mean(rows, "slo_attainment"),
@@ -93,7 +95,8 @@ def _rank_row(rows: list[Row], name: str) -> Row:
             f"load {x:g}": _mean([row for row in rows if row["load"] == x], "slo_attainment")
             for x in loads
         },
-        "capacity": float(np.mean(capacities)),
+        "capacity": float(np.mean([capacity.load for capacity in capacities])),
+        "capacity_text": mean_capacity(capacities),
         "ttft_p99_s": _mean(rows, "ttft_p99_s"),
         "e2e_p99_s": _mean(rows, "e2e_p99_s"),
         "preemptions": sum(row["preemptions"] for row in rows),
@@ -110,6 +113,11 @@ def capacities_of(rows: Sequence[Row]) -> dict[str, Capacity]:
         curve = [_mean([r for r in part if r["load"] == x], "slo_attainment") for x in loads]
         result[scenario] = capacity_of_curve(loads, curve)
     return result
+
+
+def page_table(ranked: pd.DataFrame) -> pd.DataFrame:
+    """A ranking with one column `capacity`, bounds included, for people."""
+    return ranked.assign(capacity=ranked["capacity_text"]).drop(columns="capacity_text")
 
 
 def markdown(table: pd.DataFrame) -> str:
