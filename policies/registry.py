@@ -2,7 +2,8 @@
 
 A specification is a name (`round-robin`), a name with parameters
 (`sarathi-512:chunk_tokens=256`), a member of a family (`static-384`), a class anywhere
-(`package.module:Class`, parameters after a second colon), a class, or an instance.
+(`package.module:Class` or `folder/file.py:Class`, parameters after a second colon), a class,
+or an instance.
 Files in `engine/` and `router/` are found by themselves; another distribution adds policies
 with an entry point of the group `synergy_gym.policies` that names the module to import.
 """
@@ -13,6 +14,7 @@ import difflib
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -20,6 +22,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
 from synergy_gym.policies.base import (
@@ -49,7 +53,8 @@ class PolicyInfo:
         summary: first line of the class docstring.
         reference: docstring of its file, which names paper or system.
         information: information classes that it reads, sorted.
-        parameters: default by parameter name (`None` where it must be given).
+        parameters: default by parameter name (`None` where it must be given); without the one
+            that the name of a family's member sets.
         source: file that defines it.
     """
 
@@ -118,6 +123,9 @@ class _Registry(Generic[P]):
         known = self.names()
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
+        if any(name in other.entries for other in (_ENGINE, _ROUTER) if other is not self):
+            other_kind = "router" if self.kind == "engine" else "engine"
+            hint = f"it is a policy of the {other_kind}s, pass it there. "
         more = f" (in {', '.join(families)} N is any number)" if families else ""
         return f"unknown {self.kind} policy {name!r}; {hint}Known: {', '.join(known)}{more}"
 
@@ -141,15 +149,37 @@ class _Registry(Generic[P]):
 
     def _import(self, module: str, name: str, spec: str) -> type[P]:
         try:
-            found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        except (ImportError, AttributeError, ValueError) as error:
+            found = functools.reduce(getattr, name.split("."), _module(module))
+        except (ImportError, AttributeError, ValueError, OSError, SyntaxError) as error:
             raise ValueError(
                 f"{self.kind} policy {spec!r}: cannot load {name!r} from {module!r} ({error}); "
-                "write package.module:Class, or name:key=value for parameters"
+                "write package.module:Class, file.py:Class, or name:key=value for parameters"
             ) from error
         if not (isinstance(found, type) and issubclass(found, self.base)):
             raise ValueError(f"{spec!r} is {found!r}, not a subclass of {self.base.__name__}")
         return found
+
+
+def _module(name: str) -> ModuleType:
+    """The module of that name, or of that file; a file is loaded once."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    if known is not None:
+        raise ImportError(f"a module {path.stem!r} is loaded already; rename the file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
 
 
 _ENGINE: _Registry[EnginePolicy] = _Registry("engine", EnginePolicy, frozenset({"engine"}))
@@ -272,7 +302,8 @@ def _lookup(registry: _Registry[Any], name: str) -> type[Policy] | None:
 
 
 def _info(kind: Kind, cls: type[Policy]) -> PolicyInfo:
-    defaults = {item.name: default_of(item) for item in parameter_fields(cls)}
+    own = [item for item in parameter_fields(cls) if item.name != cls.family]
+    defaults = {item.name: default_of(item) for item in own}
     return PolicyInfo(
         name=cls.name,
         kind=kind,

@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _exit_code(arguments: list[str] | None) -> int:
     debug = bool(os.environ.get(DEBUG_VARIABLE))
+    _see_own_modules()
     try:
         return int(app(args=arguments, prog_name="synergy-gym", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
@@ -67,14 +68,36 @@ def _exit_code(arguments: list[str] | None) -> int:
             return _usage_error(error)
         if debug or not _is_input_error(error):
             raise
-        tables.error(str(error))
+        for line in _lines(error):
+            tables.error(line)
         return 2
+
+
+def _see_own_modules() -> None:
+    """Let `--router-policy module:Class` name a module of the working directory."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def _lines(error: Exception) -> list[str]:
+    """One line per mistake of a scenario file, else one line."""
+    from synergy_gym.scenario import ScenarioError
+
+    if isinstance(error, ScenarioError):
+        return str(error).splitlines()
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}; check the path or choose another"
+    return ["; ".join([text, *getattr(error, "__notes__", ())])]
 
 
 def _usage_error(error: Any) -> int:
     message = str(error.format_message())
     if message:
-        tables.error(message)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "synergy-gym"
+        tables.error(f"{message.removesuffix('.')}; see `{command} --help`")
     return int(error.exit_code)
 
 
@@ -125,6 +148,8 @@ def run(
     if workload is not None and load is not None:
         raise ValueError("--load scales generated traffic; scale a trace with --rate-scale")
     pairs = _pairs(world, engine_policy, router_policy)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # a wrong path costs no episodes
     results = _play(world, pairs, 1.0 if load is None else load, seed, workload)
     tables.show(tables.comparison(_title(world, load, trace), results))
     if len(results) == 1:
@@ -282,12 +307,25 @@ def traces_list() -> None:
 def traces_download(
     names: Annotated[list[str], typer.Argument(help="Names of `traces list`, or `all`.")],
     out: Annotated[Path | None, typer.Option(help="Folder; a user cache by default.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="Hash of a copy that you trust, for one without a known one.")
+    ] = None,
 ) -> None:
-    """Fetch traces by URL, check their SHA-256 and print where they are."""
+    """Fetch traces by URL, check their SHA-256 and print where they are.
+
+    `all` fetches those with a known SHA-256.
+    """
     from synergy_gym.workload.catalog import download_trace, list_traces
 
-    for name in [t.name for t in list_traces()] if names == [ALL] else names:
-        print(download_trace(name, out))
+    known = [trace.name for trace in list_traces() if trace.sha256 is not None]
+    chosen = known if names == [ALL] else names
+    if sha256 is not None and len(chosen) > 1:
+        raise ValueError(f"--sha256 is the hash of one trace, not of {len(chosen)}; name one")
+    for name in chosen:
+        print(download_trace(name, out, sha256=sha256))
+    if names == [ALL]:
+        left_out = [trace.name for trace in list_traces() if trace.name not in known]
+        tables.note(f"left out, no SHA-256 is known (give --sha256): {', '.join(left_out)}")
 
 
 @app.command()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -16,13 +19,14 @@ if TYPE_CHECKING:
 
     from synergy_gym.evaluation.runner import Result
 
-PIPE_WIDTH = 180
-"""Columns of a table when stdout is not a terminal."""
+PIPE_WIDTH = 500
+"""Columns of a table when stdout is not a terminal and COLUMNS is not set."""
 
 
 def _console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+    told = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, width=None if told else PIPE_WIDTH, highlight=False)
 
 
 def show(table: Table) -> None:
@@ -56,13 +60,16 @@ def progress() -> Progress:
 def _table(title: str, *columns: str, left: int = 1) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index < left else "right", overflow="fold")
+        justify: JustifyMethod = "left" if index < left else "right"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=index == 0)
     return table
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A figure with `digits` significant digits; `-` without data."""
-    return "-" if math.isnan(value) else f"{value:.{digits}g}"
+    """A figure with `digits` significant digits, 0: a whole number; `-` without data."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.{digits}g}" if digits else f"{value:.0f}"
 
 
 def percent(value: float) -> str:
@@ -74,25 +81,6 @@ def _ms(value: float) -> str:
     return number(1000 * value)
 
 
-COMPARISON = (
-    "engine policy",
-    "router policy",
-    "offered",
-    "finished",
-    "SLO met",
-    "TTFT p50 s",
-    "p99",
-    "TPOT p50 ms",
-    "p99",
-    "E2E p50 s",
-    "p99",
-    "goodput req/s",
-    "output tok/s",
-    "preempted",
-    "prefix hits",
-)
-
-
 class Played(NamedTuple):
     """One episode and the policies that played it."""
 
@@ -101,29 +89,76 @@ class Played(NamedTuple):
     result: Result
 
 
-def comparison(title: str, results: list[Played]) -> Table:
-    """One line per pair of policies, over the scored window."""
-    table = _table(title, *COMPARISON, left=2)
-    for engine, router, result in results:
-        s = result.summary
-        table.add_row(
-            escape(engine),
-            escape(router),
-            str(s["offered"]),
-            str(s["finished"]),
-            percent(s["slo_attainment"]),
-            number(s["ttft_p50_s"]),
-            number(s["ttft_p99_s"]),
-            _ms(s["tpot_p50_s"]),
-            _ms(s["tpot_p99_s"]),
-            number(s["e2e_p50_s"]),
-            number(s["e2e_p99_s"]),
-            number(s["goodput_rps"]),
-            number(s["throughput_tps"], 5),
-            str(s["preemptions"]),
-            percent(s["prefix_hit_share"]),
-        )
+class Column(NamedTuple):
+    """A column of a table that must fit the terminal.
+
+    The columns with the highest `spare` are left out first; 0 stays whatever the width.
+    """
+
+    title: str
+    text: Callable[[Any], str]
+    spare: int = 0
+
+
+def _figures(title: str, name: str, form: Callable[[float], str], spare: int = 0) -> Column:
+    return Column(title, lambda played: form(played.result.summary[name]), spare)
+
+
+COMPARISON: tuple[Column, ...] = (
+    _figures("offered", "offered", str),
+    _figures("finished", "finished", str, 2),
+    _figures("SLO\nmet", "slo_attainment", percent),
+    _figures("TTFT s\np50", "ttft_p50_s", number),
+    _figures("\np99", "ttft_p99_s", number),
+    _figures("TPOT ms\np50", "tpot_p50_s", _ms),
+    _figures("\np99", "tpot_p99_s", _ms),
+    _figures("E2E s\np50", "e2e_p50_s", number),
+    _figures("\np99", "e2e_p99_s", number),
+    _figures("goodput\nreq/s", "goodput_rps", number, 3),
+    _figures("output\ntok/s", "throughput_tps", lambda value: number(value, 0), 4),
+    _figures("preempted", "preemptions", str, 5),
+    _figures("prefix\nhits", "prefix_hit_share", percent, 6),
+)
+"""Columns of `comparison` after the policies."""
+
+
+def _fitted(title: str, columns: list[Column], rows: list[Any], left: int, width: int) -> Table:
+    """A table no wider than `width`, as far as columns may be left out."""
+    kept = sorted(columns, key=lambda column: column.spare)
+    wide = _console().options.update(max_width=10_000)
+    while True:
+        shown = [column for column in columns if column in kept]
+        table = _table(title, *(column.title for column in shown), left=left)
+        for row in rows:
+            table.add_row(*(escape(column.text(row)) for column in shown))
+        if not kept[-1].spare or _console().measure(table, options=wide).maximum <= width:
+            break
+        kept.pop()
+    names = [column.title.replace("\n", " ").strip() for column in columns if column not in kept]
+    if names:
+        table.caption = f"Left out to fit {width} columns: {', '.join(names)}"
+        table.caption_justify = "left"
     return table
+
+
+def comparison(title: str, results: list[Played], width: int | None = None) -> Table:
+    """One line per pair of policies over the scored window, best attainment first.
+
+    A layer that has one policy in all lines is named in the title instead of a column.
+    `width` in characters is the console's by default.
+    """
+    rows = sorted(results, key=lambda played: -_or_zero(played.result.summary["slo_attainment"]))
+    varied = [x for x in ("engine", "router") if len({getattr(row, x) for row in rows}) > 1]
+    layers = varied or ["engine", "router"]
+    for layer in {"engine", "router"} - set(layers):
+        title += f", {layer} policy {getattr(rows[0], layer)}"
+    names = [Column(f"{layer}\npolicy", attrgetter(layer)) for layer in layers]
+    columns = [*names, *COMPARISON]
+    return _fitted(title, columns, rows, len(names), width or _console().width)
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
 
 
 def details(result: Result) -> Table:
@@ -145,15 +180,36 @@ def _figure(name: str, value: Any) -> str:
     return number(value, 4) if isinstance(value, float) else str(value)
 
 
-def ranking_table(title: str, ranked: pd.DataFrame) -> Table:
-    """A ranking as `synergy_gym.evaluation.tables.ranking` makes it."""
-    from synergy_gym.evaluation.tables import figure
+def ranking_table(title: str, ranked: pd.DataFrame, width: int | None = None) -> Table:
+    """A ranking as `synergy_gym.evaluation.tables.ranking` makes it, shares in percent.
 
-    columns = [str(name) for name in ranked.columns]
-    table = _table(title, *columns, left=2)
-    for row in ranked.itertuples(index=False, name=None):
-        table.add_row(*(escape(figure(c, v)) for c, v in zip(columns, row, strict=True)))
-    return table
+    `width` in characters is the console's by default.
+    """
+    loads = [str(name) for name in ranked.columns if str(name).startswith("load ")]
+    columns = [
+        Column("rank", lambda row: str(row["rank"])),
+        Column("policy", lambda row: str(row["policy"])),
+        Column("all\nloads", lambda row: _share(row["slo_attainment"])),
+        Column("95 %\ninterval", lambda row: f"{_share(row['low'])}..{_share(row['high'])}"),
+        Column("IQM", lambda row: _share(row["iqm"]), 5),
+        *(Column(name.replace(" ", "\n"), _share_of(name)) for name in loads),
+        Column("capacity\nload", lambda row: str(row["capacity_text"])),
+        Column("TTFT s\np99", lambda row: number(row["ttft_p99_s"]), 1),
+        Column("E2E s\np99", lambda row: number(row["e2e_p99_s"]), 2),
+        Column("preempted", lambda row: str(row["preemptions"]), 3),
+        Column("episodes", lambda row: str(row["episodes"]), 4),
+    ]
+    rows = ranked.to_dict("records")
+    text = f"{title}: requests that met every SLO, %"
+    return _fitted(text, columns, rows, 2, width or _console().width)
+
+
+def _share(value: float) -> str:
+    return percent(value).removesuffix(" %")
+
+
+def _share_of(column: str) -> Callable[[Any], str]:
+    return lambda row: _share(row[column])
 
 
 def scenarios() -> Table:
@@ -167,7 +223,7 @@ def scenarios() -> Table:
         gpus: dict[str, int] = {}
         for engine in world.engines:
             gpus[engine.gpu] = gpus.get(engine.gpu, 0) + 1
-        engines = " + ".join(f"{n} x {gpu}" for gpu, n in gpus.items())
+        engines = " + ".join(f"{n} x ({gpu})" for gpu, n in gpus.items())
         loads = " ".join(f"{load:g}" for load in world.loads)
         summary = world.description.strip().split("\n")[0]
         table.add_row(name, engines, f"{world.rate_rps:g}", loads, escape(summary))
@@ -214,7 +270,11 @@ def traces() -> Table:
     """The public traces in the catalogue."""
     from synergy_gym.workload.catalog import list_traces
 
-    table = _table("Traces", "name", "format", "licence", "url", left=4)
+    table = _table("Traces", "name", "format", "licence", "MB", "SHA-256", "url", left=6)
+    table.columns[3].justify = "right"
     for trace in list_traces():
-        table.add_row(trace.name, trace.format, trace.licence, escape(trace.url))
+        size = "-" if trace.bytes is None else f"{trace.bytes / 1e6:.1f}"
+        known = "unknown" if trace.sha256 is None else "known"
+        url = escape(trace.url)
+        table.add_row(trace.name, trace.format, trace.licence, size, known, url)
     return table

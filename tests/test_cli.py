@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -174,3 +175,111 @@ def test_debug_shows_the_traceback() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+OWN_POLICIES = """
+from synergy_gym import RouterPolicy
+
+
+class Last(RouterPolicy):
+    def route(self, request, cluster):
+        return len(cluster.in_flight) - 1
+
+
+class Broken(RouterPolicy):
+    def route(self, request, cluster):
+        return {}["no such key"]
+
+
+class Unready(RouterPolicy):
+    def reset(self, rng, engines, slos):
+        raise AttributeError("weights")
+"""
+
+
+def test_own_policies_of_the_working_directory(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_cli_policies.py").write_text(OWN_POLICIES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    run = ("run", "smoke-cluster", "--router-policy")
+    for place in ("own_cli_policies", "own_cli_policies.py", "./own_cli_policies.py"):
+        code, out, err = cli(capsys, *run, f"{place}:Last")
+        assert code == 0, err
+        assert f"{place}:Last" in out
+    line = refused(capsys, *run, "own_cli_policies:Broken")
+    assert "KeyError: 'no such key'" in line
+    assert " s: raised" in line
+    assert "in reset: raised AttributeError" in refused(capsys, *run, "own_cli_policies:Unready")
+    assert "missing.py" in refused(capsys, *run, "missing.py:Last")
+
+
+def test_a_policy_of_the_other_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "run", "hetero-3", "--engine-policy", "least-kv")
+    assert "policy of the routers" in line
+    line = refused(capsys, "run", "hetero-3", "--router-policy", "vllm-v1")
+    assert "policy of the engines" in line
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_tables_fit_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, trace: Path, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = cli(capsys, "run", "hetero-3", "--trace", trace, "--format", "azure")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= width
+    lines = out.splitlines()
+    assert [sum(name in line.split() for line in lines) for name in router_policies()] == [1] * len(
+        router_policies()
+    )
+    assert "SLO" in out
+    assert "Left out to fit" in out
+
+
+def test_best_attainment_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = cli(capsys, "run", "smoke", "--load", 1.2)
+    shares = [float(line.split(" %")[0].split()[-1]) for line in out.splitlines() if " %" in line]
+    assert len(shares) == len(engine_policies())
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_every_mistake_of_a_scenario_file_has_its_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = (FOLDER / "smoke.toml").read_text(encoding="utf-8")
+    text = text.replace("horizon_s", "horizon_ms", 1).replace("rate_rps = ", "rate_rps = -", 1)
+    path = tmp_path / "wrong.toml"
+    path.write_text(text, encoding="utf-8")
+    code, out, err = cli(capsys, "run", path)
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"error: {path}: ") for line in lines)
+    assert "use `horizon_s`" in err
+    assert "rate_rps" in err
+
+
+def test_a_wrong_output_folder_costs_no_episode(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("", encoding="utf-8")
+    line = refused(capsys, "run", "smoke", "--out", blocked / "x")
+    assert str(blocked) in line
+    assert "check the path" in line
+
+
+def test_traces_download_takes_a_hash(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, trace: Path
+) -> None:
+    download = ("traces", "download", "burstgpt-1", "--out", tmp_path)
+    assert "--sha256" in refused(capsys, *download)
+    shutil.copy(trace, tmp_path / "burstgpt-1.csv")
+    digest = hashlib.sha256(trace.read_bytes()).hexdigest()
+    code, out, err = cli(capsys, *download, "--sha256", digest)
+    assert code == 0, err
+    assert out.strip() == str(tmp_path / "burstgpt-1.csv")
+    several = ("traces", "download", "all", "--sha256", digest)
+    assert "one trace" in refused(capsys, *several)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +37,7 @@ class Capacity:
 
     load: float
     bound: Literal["at", "above", "below"]
-    lowest: float = 0.0
+    lowest: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         return mean_capacity([self])
@@ -46,17 +46,17 @@ class Capacity:
 def mean_capacity(capacities: Sequence[Capacity]) -> str:
     """The mean of several capacities as text, no more exact than they are.
 
-    `1.02`, `< 0.60` when no lowest load attains, `>= 1.50` when a highest one does, and
-    `0.45..0.60` when some lowest load misses: that capacity lies between 0 and it.
+    `1.02`, `< 0.6` when no lowest load attains, `>= 1.5` when a highest one does, and
+    `0.45..0.6` when some lowest load misses: that capacity lies between 0 and it.
     """
     low = float(np.mean([c.load for c in capacities]))
     high = float(np.mean([max(c.load, c.lowest if c.bound == "below" else 0) for c in capacities]))
     bounds = {c.bound for c in capacities}
     if "above" in bounds:
-        return f">= {low:.2f}"
+        return f">= {round(low, 2):g}"
     if bounds == {"below"}:
-        return f"< {high:.2f}"
-    return f"{low:.2f}..{high:.2f}" if "below" in bounds else f"{low:.2f}"
+        return f"< {round(high, 2):g}"
+    return f"{low:.2f}..{round(high, 2):g}" if "below" in bounds else f"{low:.2f}"
 
 
 def capacity_of_curve(

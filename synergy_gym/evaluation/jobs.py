@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -126,7 +129,8 @@ def label(policy: Any) -> str:
     if isinstance(policy, str):
         return policy
     made = policy() if isinstance(policy, type) else policy
-    return str(made.label)
+    # A spawned worker knows the caller's script by another name.
+    return str(made.label).replace("__mp_main__:", "__main__:")
 
 
 def run_job(job: Job) -> JobResult:
@@ -208,7 +212,7 @@ def _attempt(job: Job) -> JobResult | str:
 
 
 def _run_pool(jobs: Sequence[Job], workers: int, finish: OnResult) -> None:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent)
     try:
         futures: dict[Future[JobResult | str], Job] = {pool.submit(_attempt, j): j for j in jobs}
         for future in as_completed(futures):
@@ -216,6 +220,19 @@ def _run_pool(jobs: Sequence[Job], workers: int, finish: OnResult) -> None:
             finish(futures[future], describe(error) if error else future.result())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end with it even when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 def describe(error: BaseException) -> str:

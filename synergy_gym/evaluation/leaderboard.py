@@ -231,15 +231,18 @@ def _part_text(part: Part, table: pd.DataFrame, rows: Sequence[Row]) -> list[str
         "the mean share of offered requests that met every SLO, over scenario x load x seed, "
         "`low`..`high` its 95 % bootstrap interval over seeds, `iqm` the interquartile mean; "
         "`capacity` is the highest load with at least 90 % attainment, interpolated between "
-        "the offered loads: `< 0.60` when even the lowest misses, `>= 1.50` when the highest "
-        "attains, `0.45..0.60` for a mean that contains a scenario whose lowest load misses. "
+        "the offered loads: `< 0.6` when even the lowest misses, `>= 1.5` when the highest "
+        "attains, `0.45..0.6` for a mean that contains a scenario whose lowest load misses. "
         "Seconds are means of the episodes' P99, over requests that finished.",
         "",
-        markdown(page_table(table)),
-        "Capacity per scenario:",
-        "",
-        markdown(capacity_table(rows, f"{part.track}_policy", list(table["policy"]))).rstrip("\n"),
+        markdown(page_table(table)).rstrip("\n"),
+        *(_capacity_text(part, table, rows) if len({row["scenario"] for row in rows}) > 1 else []),
     ]
+
+
+def _capacity_text(part: Part, table: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
+    found = capacity_table(rows, f"{part.track}_policy", list(table["policy"]))
+    return ["", "Capacity per scenario:", "", markdown(found).rstrip("\n")]
 
 
 def _loads_text(rows: Sequence[Row]) -> str:

@@ -25,6 +25,7 @@ from synergy_gym.types import (
     SLO,
     BatchDecision,
     FloatArray,
+    InformationError,
     IntArray,
     Outcome,
     RequestRecords,
@@ -40,8 +41,12 @@ RouterPolicySpec = str | RouterPolicy | type[RouterPolicy]
 ScenarioSpec = str | Path | Scenario
 
 
+OUTCOME_NAMES = {Outcome.REJECTED: "too_long"}
+"""How `Result.requests` names an outcome that is not its own name in lower case."""
+
+
 class PolicyError(RuntimeError):
-    """A policy answered a decision point with something that is not allowed there."""
+    """A policy failed at a decision point, or answered it with what is not allowed there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,7 @@ def request_table(
     from synergy_gym.metrics import latencies
 
     values, met = latencies(records), slo_met(records, slos)
-    outcomes = np.array([o.name.lower() for o in Outcome])
+    outcomes = np.array([OUTCOME_NAMES.get(o, o.name.lower()) for o in Outcome])
     return pd.DataFrame(
         {
             "request": np.arange(len(records)),
@@ -158,9 +163,11 @@ class Player:
             if step is not None and step != self._seen[engine]:
                 policy.observe(step)
             decision = policy.decide(view)
-        except Exception as error:
+        except InformationError as error:
             error.add_note(self._where(policy, engine))
             raise
+        except Exception as error:
+            raise _raised(self._where(policy, engine), error) from error
         self._count("engine", began)
         self._seen[engine] = step
         if not isinstance(decision, BatchDecision):
@@ -182,9 +189,11 @@ class Player:
             for completion in completions:
                 policy.observe(completion)
             target = policy.route(request, cluster)
-        except Exception as error:
+        except InformationError as error:
             error.add_note(self._where(policy))
             raise
+        except Exception as error:
+            raise _raised(self._where(policy), error) from error
         self._count("router", began)
         if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
             where = self._where(policy)
@@ -202,6 +211,20 @@ class Player:
     def _count(self, layer: str, began: int) -> None:
         self.decisions[layer] += 1
         self.decision_ns[layer] += time.perf_counter_ns() - began
+
+
+def _raised(where: str, error: Exception) -> PolicyError:
+    text = f"{type(error).__name__}: {error}"
+    return PolicyError(f"{where}: raised {text}; correct the policy")
+
+
+def _reset(policy: EnginePolicy | RouterPolicy, *arguments: Any) -> None:
+    try:
+        policy.reset(*arguments)
+    except (ValueError, InformationError):  # made for the user
+        raise
+    except Exception as error:
+        raise _raised(f"policy {policy.label!r} in reset", error) from error
 
 
 def resolve_scenario(scenario: ScenarioSpec) -> Scenario:
@@ -228,7 +251,7 @@ def _fresh_engine_policies(
     policies = []
     for index, engine in enumerate(world.engines):
         policy = copy.deepcopy(make_engine_policy(spec))
-        policy.reset(stream(seed, "policy", 1 + index), engine, world.slos)
+        _reset(policy, stream(seed, "policy", 1 + index), engine, world.slos)
         policies.append(policy)
     return policies
 
@@ -275,7 +298,7 @@ def evaluate(
     asked = make_engine_policy(engine_policy)
     manifest = episode_manifest(world, asked, router, load, seed, workload)
     engines = _fresh_engine_policies(engine_policy, world, seed)
-    router.reset(rng, tuple(world.engines), tuple(world.slos))
+    _reset(router, rng, tuple(world.engines), tuple(world.slos))
     began, rules = time.perf_counter(), [policy.rule() for policy in engines]
     sim = build_simulator(
         world,

@@ -35,7 +35,13 @@ ROUTER_BASELINES: tuple[str, ...] = (
 )
 DEFAULT_ENGINE = "vllm-v1"
 DEFAULT_ROUTER = "round-robin"
-ENGINE_SCENARIOS = ("chat-h100", "code-a100", "summarization-h100", "chat-a6000")
+ENGINE_SCENARIOS = (
+    "chat-h100",
+    "two-class-h100",
+    "code-a100",
+    "summarization-h100",
+    "chat-a6000",
+)
 ROUTER_SCENARIOS = (
     "flowgpt-8xh100",
     "flowgpt-8xh100-llama8b",

@@ -76,6 +76,7 @@ def download_trace(
     Raises:
         ValueError: the name is unknown, no hash is known, or `sha256` contradicts the
             catalogue or the file.
+        OSError: the download failed; names URL and cure.
     """
     trace = _find(name)
     digest = _digest(trace, sha256)
@@ -127,7 +128,18 @@ def _cache() -> Path:
 def _fetch(url: str, target: Path, sha256: str) -> Path:
     import pooch
 
-    found = pooch.retrieve(
-        url, known_hash=f"sha256:{sha256}", fname=target.name, path=target.parent, progressbar=False
-    )
+    try:
+        found = pooch.retrieve(
+            url,
+            known_hash=f"sha256:{sha256}",
+            fname=target.name,
+            path=target.parent,
+            progressbar=False,
+        )
+    except OSError as cause:
+        reason = str(cause).rpartition("(Caused by ")[2].removesuffix(")") or type(cause).__name__
+        raise OSError(
+            f"{url}: cannot be fetched ({reason}); check the network, or fetch it elsewhere and "
+            f"put it at {target}"
+        ) from cause
     return Path(found)

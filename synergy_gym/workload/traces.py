@@ -208,7 +208,7 @@ def _served(table: _Table, zero_output: ZeroOutput) -> IntArray:
     silent = table.output < 1
     if zero_output == "error" and silent.any():
         line = int(table.line[np.flatnonzero(silent)[0]])
-        cure = 'pass zero_output="drop" (failed requests) or "one" (a server generates >= 1)'
+        cure = "pass zero_output (--zero-output) drop for failed requests, or one: a server emits 1"
         raise fail(path, line, f"output of 0 tokens ({silent.sum()} rows in all)", cure)
     if zero_output == "one":
         table.output[silent] = 1
@@ -224,7 +224,10 @@ def _arrivals(table: _Table, rate_rps: float | None, seed: int) -> IntArray:
         return _poisson(n, rate_rps, seed)
     if table.rows.untimed:
         raise fail(
-            table.rows.path, 1, "no column of arrival times", "pass rate_rps= for Poisson arrivals"
+            table.rows.path,
+            1,
+            "no column of arrival times",
+            "pass rate_rps= (--rate) for Poisson arrivals",
         )
     first = int(table.time_ns.min()) if table.rows.starts_at_first_row else 0
     return table.time_ns - first

@@ -14,6 +14,7 @@ from synergy_gym.evaluation.capacity import (
     Capacity,
     capacity_of_curve,
     highest_load,
+    mean_capacity,
     write_rate,
 )
 
@@ -46,9 +47,23 @@ def test_capacity_ignores_the_order_of_the_loads() -> None:
     assert str(forward) == "1.10"
 
 
+def test_a_mean_capacity_is_no_more_exact_than_its_parts() -> None:
+    at, above, below = (
+        Capacity(1.0, "at", 0.6),
+        Capacity(1.5, "above", 0.6),
+        Capacity(0.0, "below", 0.6),
+    )
+    assert mean_capacity([at, Capacity(1.2, "at", 0.6)]) == "1.10"
+    assert mean_capacity([at, above]) == ">= 1.25"
+    assert mean_capacity([at, below]) == "0.50..0.8"
+    assert mean_capacity([below, below]) == "< 0.6"
+    assert mean_capacity([above, below]) == ">= 0.75"
+
+
 def test_capacity_texts_and_errors() -> None:
-    assert str(Capacity(1.5, "above")) == ">= 1.50"
-    assert str(Capacity(0.0, "below")) == "none"
+    assert str(capacity_of_curve([0.8, 1.5], [1.0, 1.0])) == ">= 1.5"
+    assert str(capacity_of_curve([0.8, 1.5], [0.8, 0.5])) == "< 0.8"
+    assert str(Capacity(1.0, "at")) == "1.00"
     with pytest.raises(ValueError, match="matching lists"):
         capacity_of_curve([1.0], [])
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +157,45 @@ def test_the_quick_suite_has_ten_policies() -> None:
 def test_unknown_suite() -> None:
     with pytest.raises(ValueError, match="choose one of quick"):
         find_suite("slow")
+
+
+def _started(out: Path) -> subprocess.Popen[str]:
+    """The quick suite with two workers, some episodes of which are done."""
+    command = [sys.executable, "-m", "synergy_gym", "leaderboard", "--jobs", "2", "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and not (out / PROGRESS_FILE).exists():
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[1]
+    return process
+
+
+def _session(leader: int) -> list[int]:
+    """The processes of a session that are alive, from /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the workers")
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_pool_leaves_rows_and_no_workers(
+    tmp_path: Path, signal_: signal.Signals
+) -> None:
+    process = _started(tmp_path)
+    # Ctrl-C reaches the whole group, a kill only the parent.
+    (os.killpg if signal_ is signal.SIGINT else os.kill)(process.pid, signal_)
+    _, err = process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while (alive := _session(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive == []
+    assert "Traceback" not in err
+    lines = (tmp_path / PROGRESS_FILE).read_text().splitlines()
+    assert json.loads(lines[0])["job"]
+    if signal_ is signal.SIGINT:
+        assert process.returncode == 130
+        assert "goes on from here" in err

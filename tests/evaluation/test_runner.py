@@ -197,6 +197,18 @@ def test_undeclared_information_is_refused() -> None:
     assert "router policy" in error.value.__notes__[0]
 
 
+def test_a_policy_that_raises_is_named() -> None:
+    class Raising(RouterPolicy):
+        """Fails at its first request."""
+
+        def route(self, request: RequestView, cluster: ClusterView) -> int:
+            raise KeyError("weights")
+
+    with pytest.raises(PolicyError, match=r"Raising' at \d+\.\d+ s: raised KeyError") as error:
+        evaluate(CLUSTER, router_policy=Raising, **SHORT)
+    assert isinstance(error.value.__cause__, KeyError)
+
+
 def test_own_workload_is_scored_from_its_first_request() -> None:
     result = evaluate(ENGINE, workload=workload((0.0, 100, 5), (3.2, 50, 1)))
     assert result.summary["offered"] == 2
@@ -219,6 +231,7 @@ def test_a_prompt_that_never_fits_is_rejected_and_missed() -> None:
     result = evaluate(ENGINE, workload=workload((0.0, too_long, 5), (0.1, 10, 3)))
     assert result.summary["rejected"] == 1
     assert result.summary["slo_attainment"] == 0.5
+    assert list(result.requests["outcome"]) == ["too_long", "finished"]
 
 
 def test_overload_counts_every_offered_request() -> None:

@@ -236,3 +236,24 @@ def test_second_copy_is_refused() -> None:
     assert spec.loader is not None
     with pytest.raises(ImportError, match=r"synergy_gym\.policies"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_a_policy_file_is_loaded_once(tmp_path: Path) -> None:
+    path = tmp_path / "own_registry_policy.py"
+    source = "from synergy_gym.policies.base import RouterPolicy\nclass Own(RouterPolicy): ...\n"
+    path.write_text(source, encoding="utf-8")
+    first, second = (make_router_policy(f"{path}:Own") for _ in range(2))
+    assert type(first) is type(second)
+    assert first.label == "own_registry_policy:Own"
+    (tmp_path / "json.py").write_text(source, encoding="utf-8")
+    with pytest.raises(ValueError, match="rename the file"):
+        make_router_policy(f"{tmp_path / 'json.py'}:Own")
+
+
+def test_the_number_of_a_family_is_no_parameter() -> None:
+    assert describe("static-256").parameters == {}
+
+
+def test_a_policy_of_the_other_kind_says_so() -> None:
+    with pytest.raises(ValueError, match="policy of the routers"):
+        make_engine_policy("least-kv")

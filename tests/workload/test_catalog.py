@@ -84,3 +84,19 @@ def test_pooch_checks_a_file_that_is_already_there(tmp_path: Path) -> None:
 def test_wrong_requests_are_errors(tmp_path: Path, name: str, sha256: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         download_trace(name, tmp_path, sha256=sha256, fetch=Recorder())
+
+
+def test_a_failed_download_names_url_and_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pooch
+
+    def offline(url: str, **_: object) -> None:
+        raise OSError(f"Max retries exceeded with url: {url} (Caused by NameResolutionError(no))")
+
+    monkeypatch.setattr(pooch, "retrieve", offline)
+    entry = next(t for t in list_traces() if t.name == "azure-2023-conv")
+    with pytest.raises(OSError, match="check the network, or fetch it elsewhere") as error:
+        download_trace("azure-2023-conv", tmp_path)
+    assert str(error.value).startswith(f"{entry.url}: cannot be fetched (NameResolutionError(no))")
+    assert str(tmp_path / "azure-2023-conv.csv") in str(error.value)
