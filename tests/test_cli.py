@@ -48,6 +48,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return err
 
 
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test runners set COLUMNS to their own terminal's; narrow tables wrap long names."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def test_run_prints_and_writes(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, trace: Path
 ) -> None:

@@ -25,7 +25,6 @@ from synergy_gym.sim.layout import (
     E_CLOCK,
     E_DECODES,
     E_FREE,
-    E_HIT_TOKENS,
     E_LEFT,
     E_PRE,
     E_PREFILL_TOKENS,
@@ -89,7 +88,6 @@ def _admit_one(a, o, e, r, q, computed, n):  # type: ignore[no-untyped-def]
     if a[q + F_SCHEDULED] < 0:
         a[q + F_SCHEDULED] = a[e + E_START]
     a[e + E_PREFILL_TOKENS] += known - computed - n
-    a[e + E_HIT_TOKENS] += computed
     a[e + P_ADMITTED] += 1
     count_chunk(a, e, q, computed, n)
     i = a[e + E_PRE] + 2 * a[e + E_PREFILLS]

@@ -37,7 +37,6 @@ from synergy_gym.sim.layout import (
     E_STALLED,
     E_START,
     E_STEPS,
-    E_TOTAL_PREEMPTED,
     E_WAITING,
     F_CAL,
     F_FIRST,
@@ -59,7 +58,6 @@ from synergy_gym.sim.layout import (
     P_BUDGET,
     P_CAP,
     P_CHUNK,
-    P_PREEMPTED,
     P_SEQUENCES,
     P_TOKENS,
     PREFILL,
@@ -132,7 +130,6 @@ def _report(a, e):  # type: ignore[no-untyped-def]
         a[e + L_SEQUENCES + field] = a[e + P_SEQUENCES + field]
     a[e + L_FINISHED] = 0
     a[e + L_BUDGET] = a[e + P_BUDGET]
-    a[e + E_TOTAL_PREEMPTED] += a[e + P_PREEMPTED]
 
 
 @kernel

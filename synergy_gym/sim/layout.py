@@ -50,7 +50,6 @@ INF = 1 << 62
     H_SESSION,
     H_SESSION_TABLE,
     H_ROWS,
-    H_NEXT,
     H_TELEMETRY,
     H_PUSH_INTERVAL,
     H_PUSH_DELAY,
@@ -72,7 +71,7 @@ INF = 1 << 62
     H_SEEN_MET,
     H_TRUE_OUTPUT,
     H_CHECK,
-) = range(59)
+) = range(58)
 H_SIZE = 64
 
 # Request row.
@@ -172,14 +171,12 @@ SLOT_SHIFT = 16
     R_CHUNK,
     R_COVER,
     R_ORDER,
-    R_PREFILL_FIRST,
     E_INDEX,
     E_CAL,
     E_CAL_MASK,
     E_PHASE,
     E_PRE,
     E_LEFT,
-    E_CAPS,
     E_CAPS_ON,
     L_START,
     L_NS,
@@ -221,15 +218,12 @@ SLOT_SHIFT = 16
     B_TAIL,
     B_MAP,
     B_MAP_MASK,
-    E_EVICTIONS,
-    E_HIT_TOKENS,
     E_CHUNK,
-    E_TOTAL_PREEMPTED,
     T_BEATS,
     T_DIRTY,
     E_SHIFT,
     B_MAX,
-) = range(111)
+) = range(106)
 E_CLOCK = 112
 E_SIZE = E_CLOCK + CLOCK_SIZE
 

@@ -21,7 +21,6 @@ from synergy_gym.sim.layout import (
     B_TABLE_WIDTH,
     B_TAIL,
     E_BLOCK_SIZE,
-    E_EVICTIONS,
     E_FREE,
     E_SHIFT,
     F_PLACE,
@@ -119,7 +118,6 @@ def _unhash(a, e, block):  # type: ignore[no-untyped-def]
         else:
             a[a[e + B_NODES] + after * NODE_SIZE + N_HPREV] = before
     a[node + N_HASH] = 0
-    a[e + E_EVICTIONS] += 1
 
 
 @kernel
