@@ -25,7 +25,7 @@ from synergy_gym.observation import ObservationLayout
 from synergy_gym.policies import EnginePolicy, make_engine_policy
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_router_potential
 from synergy_gym.scenario import Scenario
-from synergy_gym.seeding import stream
+from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.points import BATCH, DONE
 from synergy_gym.types import (
@@ -266,7 +266,7 @@ class ClusterRoutingEnv(ServingEnv):
     def _build(self, episode: Episode) -> Any:
         self._policies = self._fresh_policies()
         for i, (policy, spec) in enumerate(zip(self._policies, self.engines, strict=True)):
-            policy.reset(stream(episode.seed, "policy", i), spec, self.scenario.slos)
+            policy.reset(policy_stream(episode.seed, i), spec, self.scenario.slos)
         rules = [policy.rule() for policy in self._policies]
         simulator = build_simulator(
             self.scenario,

@@ -19,6 +19,14 @@ def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(_sequence(seed, name, index)))
 
 
+def policy_stream(seed: int, engine: int | None = None) -> np.random.Generator:
+    """The generator of the router policy, or of the policy of engine `engine`.
+
+    Environments and evaluation both ask here, so that a policy that draws decides alike in both.
+    """
+    return stream(seed, "policy", 0 if engine is None else 1 + engine)
+
+
 def stream_seed(seed: int, name: str, index: int = 0) -> int:
     """A 62-bit integer seed drawn from the same stream tree."""
     return int(_sequence(seed, name, index).generate_state(1, np.uint64)[0] >> np.uint64(2))

@@ -296,3 +296,18 @@ def play(sim: Any, seed: int, visit: Visit | None = None) -> bool:
             return True
         give(sim, point, choose(sim, point, rng))
     return False
+
+
+def spec(**changes: Any) -> EngineSpec:
+    """A small engine, for episodes worked out by hand."""
+    defaults: dict[str, Any] = {
+        "name": "e",
+        "gpu": "none",
+        "model": "none",
+        "profile": "none",
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 512,
+        "max_model_len": 4096,
+        "kv_blocks": 100,
+    }
+    return EngineSpec(**(defaults | changes))

@@ -16,7 +16,7 @@ from synergy_gym.metrics import NO_HORIZON_NS, scored, slo_met, summarize
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario
-from synergy_gym.seeding import stream
+from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, DONE
@@ -251,7 +251,7 @@ def _fresh_engine_policies(
     policies = []
     for index, engine in enumerate(world.engines):
         policy = copy.deepcopy(make_engine_policy(spec))
-        _reset(policy, stream(seed, "policy", 1 + index), engine, world.slos)
+        _reset(policy, policy_stream(seed, index), engine, world.slos)
         policies.append(policy)
     return policies
 
@@ -293,7 +293,7 @@ def evaluate(
     if workload is not None:
         world = trace_window(world, workload)
     world = _with_window(world, warmup_s, horizon_s)
-    rng = stream(seed, "policy", 0)
+    rng = policy_stream(seed)
     router = copy.deepcopy(make_router_policy(router_policy))
     asked = make_engine_policy(engine_policy)
     manifest = episode_manifest(world, asked, router, load, seed, workload)

@@ -14,7 +14,6 @@ from synergy_gym.sim.layout import (
     DECODE,
     E_ABORTS,
     E_BLOCK_SIZE,
-    E_DOWN,
     E_FLIGHT,
     E_MAX_LEN,
     E_PREFILL_TOKENS,
@@ -298,9 +297,3 @@ def itl_row(a, o, gap, weight):  # type: ignore[no-untyped-def]
         a[p] = gap
         a[p + 1] = weight
         a[o + H_ITL_N] += 1
-
-
-@kernel
-def alive(a, o, engine):  # type: ignore[no-untyped-def]
-    """Whether `engine` accepts requests."""
-    return a[a[o + H_ENG] + engine * a[o + H_STRIDE] + E_DOWN] == 0

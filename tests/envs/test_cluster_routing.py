@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
+from synergy_gym.evaluation import evaluate
 from synergy_gym.features import NUM_REQUEST_FEATURES, NUM_ROUTER_FEATURES, RouterFeatures
 from synergy_gym.policies import EnginePolicy
 from synergy_gym.scenario import Scenario
@@ -216,3 +217,14 @@ def test_wrong_arguments_name_the_cure(short_cluster: Scenario) -> None:
         ClusterRoutingEnv(short_cluster, shaping="waiting")
     with pytest.raises(ValueError, match=r"synergy-gym\[vllm\]"):
         ClusterRoutingEnv(short_cluster, backend="vllm")
+
+
+def test_a_policy_that_draws_decides_as_in_evaluation() -> None:
+    env = ClusterRoutingEnv("smoke-cluster", engine_policy="random", load=0.3)
+    env.reset(seed=5)
+    ended, turn, info = False, 0, {}
+    while not ended:
+        _, _, _, ended, info = env.step(turn % int(env.action_space.n))
+        turn += 1
+    result = evaluate("smoke-cluster", "random", "round-robin", load=0.3, seed=5)
+    assert info["log_hash"] == result.log_hash

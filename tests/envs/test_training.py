@@ -20,13 +20,15 @@ def test_ppo_on_batching(short_engine: Scenario, small_traffic: Any, observation
     inner = EngineBatchingEnv(short_engine, workload=small_traffic, observation=observation)
     env = SemiMarkovDiscount(inner, beta_per_s=0.1)
     policy = "MlpPolicy" if observation == "flat" else "MultiInputPolicy"
-    sb3.PPO(policy, env, gamma=1.0, seed=1, **SMALL).learn(32)
+    model = sb3.PPO(policy, env, gamma=1.0, seed=1, **SMALL).learn(32)
+    assert model.num_timesteps == 32
 
 
 def test_ppo_without_masks(failing_cluster: Scenario, small_traffic: Any) -> None:
     sb3 = pytest.importorskip("stable_baselines3", reason="extra rl")
     env = RerouteIllegal(ClusterRoutingEnv(failing_cluster, workload=small_traffic))
-    sb3.PPO("MlpPolicy", env, seed=1, **SMALL).learn(64)
+    model = sb3.PPO("MlpPolicy", env, seed=1, **SMALL).learn(64)
+    assert model.num_timesteps == 64
 
 
 def test_maskable_ppo_never_meets_an_engine_that_is_down(
@@ -34,4 +36,5 @@ def test_maskable_ppo_never_meets_an_engine_that_is_down(
 ) -> None:
     contrib = pytest.importorskip("sb3_contrib", reason="extra rl")
     env = ClusterRoutingEnv(failing_cluster, workload=small_traffic)
-    contrib.MaskablePPO("MlpPolicy", env, seed=1, **SMALL).learn(64)
+    model = contrib.MaskablePPO("MlpPolicy", env, seed=1, **SMALL).learn(64)
+    assert model.num_timesteps == 64

@@ -17,29 +17,15 @@ from synergy_gym.types import (
     ClientSpec,
     ClusterView,
     DecisionRule,
-    EngineSpec,
     Event,
     Outcome,
     TelemetrySpec,
 )
 from synergy_gym.workload.base import Content, make_workload
+from tests.strategies import spec
 
 MS = 1_000_000
 RULE = DecisionRule(token_budget=512)
-
-
-def spec(**changes: Any) -> EngineSpec:
-    defaults: dict[str, Any] = {
-        "name": "e",
-        "gpu": "none",
-        "model": "none",
-        "profile": "none",
-        "max_num_seqs": 8,
-        "max_num_batched_tokens": 512,
-        "max_model_len": 4096,
-        "kv_blocks": 100,
-    }
-    return EngineSpec(**(defaults | changes))
 
 
 def simulator(

@@ -9,21 +9,8 @@ import numpy as np
 from synergy_gym.sim.reference import ReferenceEngine
 from synergy_gym.sim.reference_engine import Job, Step
 from synergy_gym.sim.reference_rules import rule_decision
-from synergy_gym.types import SLO, BatchDecision, DecisionRule, EngineSpec
-
-
-def spec(**changes: Any) -> EngineSpec:
-    defaults: dict[str, Any] = {
-        "name": "e",
-        "gpu": "none",
-        "model": "none",
-        "profile": "none",
-        "max_num_seqs": 8,
-        "max_num_batched_tokens": 512,
-        "max_model_len": 4096,
-        "kv_blocks": 100,
-    }
-    return EngineSpec(**(defaults | changes))
+from synergy_gym.types import SLO, BatchDecision, DecisionRule
+from tests.strategies import spec
 
 
 def engine_with(*jobs: tuple[int, int, int], **changes: Any) -> tuple[ReferenceEngine, list[Job]]:
