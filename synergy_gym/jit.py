@@ -65,9 +65,16 @@ def _watch_all_sources(compiled: Any) -> None:
 @cache
 def _source_hash() -> str:
     digest = hashlib.sha256(numba.__version__.encode())
-    beside = _ROOT.parent / "envs" if (_ROOT.parent / "envs").is_dir() else _ROOT / "envs"
-    sources = [_ROOT / "features.py", Path(__file__), beside / "fused.py"]
-    sources += [*_ROOT.glob("sim/*.py"), *_ROOT.glob("latency/*.py")]
-    for path in sorted(path for path in sources if path.is_file()):
+    for path in sorted(_kernel_files()):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _kernel_files() -> list[Path]:
+    """This file, and every source of the package that compiles something with it."""
+    root = _ROOT.parent if (_ROOT.parent / "envs").is_dir() else _ROOT
+    found = [Path(__file__), _ROOT / "features.py", root / "envs" / "fused.py"]
+    found.append(_ROOT / "router_table.py")  # its columns are compiled in
+    for folder in (_ROOT / "sim", _ROOT / "latency", root / "policies"):
+        found += [path for path in folder.glob("*.py") if b"synergy_gym.jit" in path.read_bytes()]
+    return [path for path in found if path.is_file()]

@@ -1,6 +1,6 @@
 """Records shared by every layer: frozen, typed, with units in their names.
 
-Nothing here imports more than `arrays` and `router_table`, so policies that use only these
+Nothing here imports more than `arrays`, `router_table` and `specs`, so policies that use only these
 records also run inside a real engine.
 """
 
@@ -22,6 +22,11 @@ from synergy_gym.router_table import PushedState as PushedState
 from synergy_gym.router_table import RouterRow as RouterRow
 from synergy_gym.router_table import ScrapedState as ScrapedState
 from synergy_gym.router_table import pushed_state, scraped_state
+from synergy_gym.specs import SLO as SLO
+from synergy_gym.specs import ClientSpec as ClientSpec
+from synergy_gym.specs import EngineSpec as EngineSpec
+from synergy_gym.specs import Event as Event
+from synergy_gym.specs import TelemetrySpec as TelemetrySpec
 
 InformationClass = Literal["engine", "router", "pushed", "scraped", "oracle"]
 INFORMATION_CLASSES: tuple[InformationClass, ...] = (
@@ -78,78 +83,37 @@ class EngineStateField(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class SLO:
-    """Service-level objectives of one request class; `None` means not declared.
+class EngineAdvert:
+    """What an engine tells routers with its next push, beside its counts (spec C.1).
 
-    TPOT is (E2E - TTFT) / (output - 1), 0 for a single output token.
+    `None` (or an empty `step_ms`) keeps what was told last, except for the prediction.
+
+    Attributes:
+        predicted_step_s: predicted duration of the iteration that the decision is for.
+        capacity: the authors' "engine capacity", Pmax * 1000 in normalised tokens per second.
+        peak_tps: the same in physical tokens per second (capacity * token scale).
+        step_ms: coefficients of a step-latency model in milliseconds, in the order of
+            `ADVERT_TERMS`.
     """
 
-    name: str
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    e2e_s: float | None = None
+    predicted_step_s: float | None = None
+    capacity: float | None = None
+    peak_tps: float | None = None
+    step_ms: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """One engine: what runs where, and the limits its server was started with.
-
-    `kv_blocks` counts usable blocks (vLLM's own total minus its null block).
-    `max_num_seqs` bounds running requests, `max_num_batched_tokens` the tokens
-    of one step, `watermark_blocks` stay free when a request is admitted.
-    """
-
-    name: str
-    gpu: str
-    model: str
-    profile: str
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    kv_blocks: int
-    block_size: int = 16
-    prefix_caching: bool = False
-    scheduling: Literal["fcfs", "priority"] = "fcfs"
-    watermark_blocks: int = 0
-    weight: float = 1.0
-    """Relative serving capacity that an operator would configure (weighted routing)."""
-
-
-@dataclass(frozen=True, slots=True)
-class TelemetrySpec:
-    """How engine state reaches routers (spec C.1: push every 200 ms; scrape every 10 s)."""
-
-    push_interval_s: float = 0.2
-    push_delay_s: float = 0.0
-    push_loss: float = 0.0
-    heartbeat: Literal["idle-only", "overwrite", "none"] = "idle-only"
-    heartbeat_interval_s: float = 2.0
-    scrape_interval_s: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class ClientSpec:
-    """Client behaviour: give up after `timeout_s` (0: never), retry after `backoff_s`."""
-
-    timeout_s: float = 0.0
-    max_retries: int = 0
-    backoff_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A change of the world at `at_s`.
-
-    `kind`: "down" (requests on the engine fail), "up" (comes back with a cold cache),
-    "slowdown" (step times are multiplied by `factor`; 1 ends it), "lose_blocks" (`blocks`
-    fewer KV blocks, taken as they become free).
-    """
-
-    at_s: float
-    kind: Literal["down", "up", "slowdown", "lose_blocks"]
-    engine: int
-    factor: float = 1.0
-    blocks: int = 0
+ADVERT_TERMS: tuple[str, ...] = (
+    "base_ms",
+    "per_sequence_ms",
+    "per_token_ms",
+    "per_decode_context_ms",
+    "per_prefill_pair_ms",
+    "per_prefill_context_ms",
+    "prefill_step_ms",
+    "per_mixed_context_ms",
+    "floor_ms",
+)
+"""Order of `EngineAdvert.step_ms`; the terms mean what they mean in `latency.terms.StepTerms`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,6 +130,7 @@ class BatchDecision:
         waiting_order: new order of the waiting queue as indices into it; persistent.
         token_caps: per request (running, then waiting, before any reordering):
             -1 free, 0 skip this step, n at most n tokens.
+        advert: what the engine publishes from now on; it changes nothing in the iteration.
     """
 
     token_budget: int
@@ -174,6 +139,7 @@ class BatchDecision:
     running_order: IntArray | None = None
     waiting_order: IntArray | None = None
     token_caps: IntArray | None = None
+    advert: EngineAdvert | None = None
 
 
 @dataclass(frozen=True, slots=True)

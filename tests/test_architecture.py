@@ -15,14 +15,15 @@ MAPPING: dict[str, str] = PYPROJECT["tool"]["setuptools"]["package-dir"]
 
 # Room -> the rooms it may import. A room is a module or a package right below `synergy_gym`;
 # `scenario_schema` and `cli_tables` are parts of the rooms `scenario` and `cli`.
-BASE = {"arrays", "types", "router_table", "seeding", "strict_toml", "jit"}
+BASE = {"arrays", "specs", "types", "router_table", "seeding", "strict_toml", "jit"}
 MODEL = {*BASE, "latency", "workload", "metrics"}
 WORLD = {*MODEL, "scenario", "sim"}
 PLAY = {*WORLD, "features", "observation", "rewards", "policies"}
 ARROWS: dict[str, set[str]] = {
     "arrays": set(),
     "router_table": {"arrays"},
-    "types": {"arrays", "router_table"},
+    "specs": set(),
+    "types": {"arrays", "router_table", "specs"},
     "seeding": set(),
     "jit": set(),
     "strict_toml": set(),
@@ -34,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "rewards": {"types", "metrics"},
     "scenario": MODEL,
     "sim": {*MODEL, "scenario"},
-    "policies": {"types", "features", "latency"},
+    "policies": {"types", "features", "latency", "jit"},
     "envs": PLAY,
     "live": PLAY,
     "evaluation": {*PLAY, "envs"},
