@@ -12,6 +12,9 @@ prefill chunks and A = sum(chunk*computed + chunk*(chunk+1)/2) over prefill chun
 is an affine + KV model with the mixed-batch term that measured steps need. The floor bounds the
 linear layers alone (a small step still streams all weights); attention comes on top of it, as
 measured (experiments/fit_step_latency.py: 1.9 % held-out error, 4.4 % without a floor).
+
+A clock vector may carry two tables, f(B) and g(S), whose product joins the affine part under
+the floor. That is how SynergySched's T(B,S) becomes the world (`latency/saturation_terms.py`).
 """
 
 from __future__ import annotations
@@ -21,17 +24,25 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from synergy_gym.arrays import FS_PER_MS as FS_PER_MS
 from synergy_gym.jit import hot
-from synergy_gym.types import IntArray
+from synergy_gym.types import EngineSpec, IntArray
 
-FS_PER_MS = 10**12
 FS_PER_NS = 10**6
+FS_PER_PS = 1000
 UNIT = 1 << 20
-"""Fixed-point one of noise, straggler and slowdown factors."""
+"""Fixed-point one of noise, straggler and slowdown factors, and of the table over sequences."""
 
 NUM_TERMS = 8
 FLOOR_NS, NOISE, STRAGGLER_P, STRAGGLER_FACTOR, SEED, SLOW = 8, 9, 10, 11, 12, 13
+BY_SEQUENCES, BY_TOKENS = 14, 15
+"""Positions of the two tables in the array that holds the clock; 0: no tables.
+
+The first is indexed by B (in 1/`UNIT`), the second by S (in picoseconds); the second begins
+where the first ends.
+"""
 CLOCK_SIZE = 16
+"""Values at the head of a clock vector; tables follow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +79,38 @@ class StepTerms:
 
     def clock(self, seed: int = 0) -> IntArray:
         """The fixed-point vector (`CLOCK_SIZE` int64) that `step_ns` reads."""
-        vector = np.zeros(CLOCK_SIZE, np.int64)
+        vector = clock_head(seed, self.floor_ms, self.noise_sd)
         for index, item in enumerate(fields(self)[:NUM_TERMS]):
             vector[index] = round(getattr(self, item.name) * FS_PER_MS)
-        vector[FLOOR_NS] = round(self.floor_ms * 1e6)
-        vector[NOISE] = round(self.noise_sd * UNIT)
         vector[STRAGGLER_P] = round(self.straggler_probability * (1 << 32))
         vector[STRAGGLER_FACTOR] = round(self.straggler_factor * UNIT)
-        vector[SEED] = seed & ((1 << 62) - 1)
-        vector[SLOW] = UNIT
         return vector
+
+
+def clock_head(seed: int, floor_ms: float, noise_sd: float) -> IntArray:
+    """A clock vector without terms, stragglers and tables."""
+    vector = np.zeros(CLOCK_SIZE, np.int64)
+    vector[FLOOR_NS] = round(floor_ms * 1e6)
+    vector[NOISE] = round(noise_sd * UNIT)
+    vector[SEED] = seed & ((1 << 62) - 1)
+    vector[SLOW] = UNIT
+    return vector
+
+
+def check_reach(clock: IntArray, spec: EngineSpec) -> None:
+    """Raise `ValueError` when a clock's tables end below what an engine may schedule."""
+    if not clock[BY_SEQUENCES]:
+        return
+    reach = (
+        ("max_num_seqs", int(clock[BY_TOKENS] - clock[BY_SEQUENCES]) - 1),
+        ("max_num_batched_tokens", len(clock) - int(clock[BY_TOKENS]) - 1),
+    )
+    for name, last in reach:
+        if getattr(spec, name) > last:
+            raise ValueError(
+                f"engine {spec.name!r}: {name} is {getattr(spec, name)}, but its clock's table "
+                f"ends at {last}; make the clock for this engine"
+            )
 
 
 _MASK = (1 << 64) - 1
@@ -108,8 +141,12 @@ def step_ns(
     how steps are batched or in which order engines are simulated. Noise is a sum of four
     16-bit uniforms (Irwin-Hall), bounded by 3.47 standard deviations.
     """
-    c = [int(x) for x in clock]
-    fs = max(c[0] + c[1] * sequences + c[2] * tokens, c[FLOOR_NS] * FS_PER_NS)
+    c = [int(x) for x in clock[:CLOCK_SIZE]]
+    fs = c[0] + c[1] * sequences + c[2] * tokens
+    if c[BY_SEQUENCES]:
+        product = int(clock[c[BY_SEQUENCES] + sequences]) * int(clock[c[BY_TOKENS] + tokens])
+        fs += (product >> 20) * FS_PER_PS
+    fs = max(fs, c[FLOOR_NS] * FS_PER_NS)
     fs += c[3] * decode_context + c[4] * prefill_pairs + c[5] * prefill_context + c[6] * has_prefill
     fs += c[7] * decode_context * mixed
     ns = max(fs // FS_PER_NS, 1)
@@ -138,8 +175,15 @@ def _mix_kernel(value):  # type: ignore[no-untyped-def]
 def step_ns_kernel(  # type: ignore[no-untyped-def]
     a, o, step, sequences, tokens, context, pairs, prefill_context, has_prefill, mixed
 ):
-    """`step_ns` over the clock vector at `a[o:]`; equal bit for bit."""
-    fs = max(a[o] + a[o + 1] * sequences + a[o + 2] * tokens, a[o + FLOOR_NS] * FS_PER_NS)
+    """`step_ns` over the clock vector at `a[o:]`; equal bit for bit.
+
+    Tables are read at their positions in `a`, wherever the head lies.
+    """
+    fs = a[o] + a[o + 1] * sequences + a[o + 2] * tokens
+    if a[o + BY_SEQUENCES] != 0:
+        product = a[a[o + BY_SEQUENCES] + sequences] * a[a[o + BY_TOKENS] + tokens]
+        fs += (product >> 20) * FS_PER_PS
+    fs = max(fs, a[o + FLOOR_NS] * FS_PER_NS)
     fs += (
         a[o + 3] * context + a[o + 4] * pairs + a[o + 5] * prefill_context + a[o + 6] * has_prefill
     )
