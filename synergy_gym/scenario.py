@@ -2,6 +2,8 @@
 
 >>> scenario = load_scenario("chat-h100")
 >>> workload = scenario.workload(load=1.0, seed=scenario.test_seeds[0])
+>>> load_scenario("chat-h100@saturation").clock
+'saturation'
 """
 
 from __future__ import annotations
@@ -9,13 +11,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from synergy_gym.latency.profiles import ProfileError, load_profile
+from synergy_gym.latency.published import published_model
+from synergy_gym.latency.saturation_model import FORMS, Form
+from synergy_gym.latency.saturation_terms import SaturationTerms
 from synergy_gym.latency.terms import StepTerms
 from synergy_gym.scenario_schema import EngineTable, EventTable, ScenarioFile
 from synergy_gym.strict_toml import read_toml, suggest
@@ -30,6 +36,16 @@ NO_DEADLINE_NS = 2**62
 """`stop_time_ns` of traffic that some SLO class gives unlimited time."""
 
 
+DEFAULT_FORM: Form = "stable"
+"""The form of T(B,S) that the authors deployed; all four packaged profiles have one."""
+
+CLOCKS: Mapping[str, Form | None] = MappingProxyType(
+    {"measured": None, "saturation": DEFAULT_FORM, "saturation-six": "six",
+     "saturation-eight": "eight"}
+)  # fmt: skip
+"""What `Scenario.with_clock` and `NAME@CLOCK` can say, with the form of T(B,S) it stands for."""
+
+
 class ScenarioError(ValueError):
     """A scenario file is missing or malformed; the message names file, key and cure."""
 
@@ -41,9 +57,11 @@ class Scenario:
     Attributes:
         name: the file's name without its ending.
         description: one sentence for people.
-        clock: what times a step; "measured" is `latency/terms.py`.
+        clock: what times a step; "measured": the profiles' terms (`latency/terms.py`),
+            "saturation": SynergySched's T(B,S) (`latency/saturation_terms.py`).
         engines: the cluster, in index order.
         terms: the clock's coefficients, one per engine.
+        measured_terms: the profiles' terms, one per engine, whatever the clock.
         slos: the request classes; `Workload.slo_class` indexes them.
         telemetry: how engine state reaches routers.
         client: timeouts and retries.
@@ -63,7 +81,8 @@ class Scenario:
     description: str
     clock: str
     engines: tuple[EngineSpec, ...]
-    terms: tuple[StepTerms, ...]
+    terms: tuple[StepTerms | SaturationTerms, ...]
+    measured_terms: tuple[StepTerms, ...]
     slos: tuple[SLO, ...]
     telemetry: TelemetrySpec
     client: ClientSpec
@@ -92,11 +111,43 @@ class Scenario:
             raise ValueError(f"load is {load}; it must be > 0 (1.0 is {self.rate_rps} requests/s)")
         return build_workload(self.traffic, self.rate_rps * load, self.horizon_s, seed)
 
+    def with_clock(self, clock: str) -> Scenario:
+        """The same scenario, named `NAME@CLOCK`, in a world that another clock times.
+
+        A measured scenario with the measured clock is itself. Rates and loads stay what they
+        were: calibrated for the scenario's own clock.
+
+        Args:
+            clock: one of `CLOCKS`; "saturation" is T(B,S) in its stable form.
+
+        Raises:
+            ScenarioError: no such clock, or an engine whose profile has no published model.
+        """
+        if clock not in CLOCKS:
+            raise ScenarioError(
+                f"{self.name}: no clock {clock!r}; choose one of {', '.join(CLOCKS)}"
+            )
+        form = CLOCKS[clock]
+        if form is None and self.clock == "measured":
+            return self
+        terms: tuple[StepTerms | SaturationTerms, ...] = self.measured_terms
+        if form is not None:
+            key = f"{self.name}@{clock}: engine"
+            terms = tuple(
+                saturation_terms(engine, form, f"{key} {engine.name!r}") for engine in self.engines
+            )
+        name = self.name
+        for known in CLOCKS:
+            name = name.removesuffix(f"@{known}")
+        return dataclasses.replace(
+            self, name=f"{name}@{clock}", clock=clock.partition("-")[0], terms=terms
+        )
+
     def hash(self) -> str:
         """SHA-256 over everything that can change a result (not the prose), hexadecimal."""
         content = dataclasses.asdict(self)
-        for prose in ("description", "rate_source"):
-            del content[prose]
+        for idle in ("description", "rate_source", "measured_terms"):
+            del content[idle]
         text = json.dumps(content, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -119,19 +170,26 @@ def list_scenarios() -> list[str]:
 def load_scenario(name: str | Path) -> Scenario:
     """Read a scenario by its packaged name or by the path of a TOML file.
 
+    A packaged name may be followed by `@` and one of `CLOCKS` (see `Scenario.with_clock`).
+
     Raises:
         ScenarioError: no such scenario, or a malformed file; one line
             `FILE: KEY: problem; cure` per mistake.
     """
+    if isinstance(name, str) and not name.endswith(".toml") and "@" in name:
+        base, _, clock = name.partition("@")
+        return load_scenario(base).with_clock(clock)
     path = _locate(name)
     file = read_toml(path, ScenarioFile, ScenarioError)
     engines = [spec for group in file.engine for spec in _engines(group)]
+    measured = _measured_terms(path, file)
     return Scenario(
         name=path.stem,
         description=file.description,
         clock=file.clock,
         engines=tuple(engines),
-        terms=_terms(path, file),
+        terms=measured if file.clock == "measured" else _saturation_terms(path, file),
+        measured_terms=measured,
         slos=tuple(SLO(**slo.model_dump()) for slo in file.slo),
         telemetry=TelemetrySpec(**file.telemetry.model_dump()),
         client=ClientSpec(**file.client.model_dump()),
@@ -160,11 +218,11 @@ def _locate(name: str | Path) -> Path:
 
 
 def _engines(group: EngineTable) -> list[EngineSpec]:
-    shared = group.model_dump(exclude={"name", "count", "kv"})
+    shared = group.model_dump(exclude={"name", "count", "kv", "saturation"})
     return [EngineSpec(name=n, kv_blocks=group.kv.kv_blocks, **shared) for n in group.names()]
 
 
-def _terms(path: Path, file: ScenarioFile) -> tuple[StepTerms, ...]:
+def _measured_terms(path: Path, file: ScenarioFile) -> tuple[StepTerms, ...]:
     terms: list[StepTerms] = []
     for index, group in enumerate(file.engine):
         key = f"{path}: engine[{index}]"
@@ -183,6 +241,35 @@ def _terms(path: Path, file: ScenarioFile) -> tuple[StepTerms, ...]:
                 )
         terms += [profile.terms] * group.count
     return tuple(terms)
+
+
+def _saturation_terms(path: Path, file: ScenarioFile) -> tuple[SaturationTerms, ...]:
+    terms: list[SaturationTerms] = []
+    for index, group in enumerate(file.engine):
+        form = group.saturation or DEFAULT_FORM
+        key = f"{path}: engine[{index}].saturation"
+        terms += [saturation_terms(spec, form, key) for spec in _engines(group)]
+    return tuple(terms)
+
+
+def saturation_terms(spec: EngineSpec, form: Form, where: str) -> SaturationTerms:
+    """The clock of an engine in the world of T(B,S), with its profile's published model.
+
+    Raises:
+        ScenarioError: no model of that form is published for the profile; begins with `where`.
+    """
+    model = published_model(spec.profile, form)
+    if model is None:
+        known = [other for other in FORMS if published_model(spec.profile, other)]
+        cure = f"use {' or '.join(map(repr, known))}" if known else 'use clock = "measured"'
+        raise ScenarioError(
+            f"{where}: no {form!r} model is published for profile {spec.profile!r}; {cure}"
+        )
+    return SaturationTerms(
+        model=model,
+        max_sequences=spec.max_num_seqs,
+        max_tokens=spec.max_num_batched_tokens,
+    )
 
 
 def _event(event: EventTable, names: list[str]) -> Event:

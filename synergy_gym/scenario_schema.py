@@ -61,6 +61,9 @@ class EngineTable(Table):
     scheduling: Literal["fcfs", "priority"] = Field("fcfs", description='"fcfs" or "priority"')
     watermark_blocks: int = Field(0, ge=0, description="a number of blocks, >= 0")
     weight: float = Field(1.0, gt=0, description="a relative capacity, > 0")
+    saturation: Literal["stable", "six", "eight"] | None = Field(
+        None, description='"stable", "six" or "eight"'
+    )
     kv: KVTable = Field(description="the table [engine.kv]")
 
     def names(self) -> list[str]:
@@ -166,7 +169,7 @@ class ScenarioFile(Table):
     """The whole file."""
 
     description: str = Field(min_length=1, description="what the scenario is")
-    clock: Literal["measured"] = Field(description='"measured"')
+    clock: Literal["measured", "saturation"] = Field(description='"measured" or "saturation"')
     horizon_s: float = Field(gt=0, description=f"{_SECONDS}, > 0: arrivals stop there")
     warmup_s: float = Field(ge=0, description=f"{_SECONDS}, >= 0 and below horizon_s")
     rate_rps: float = Field(gt=0, description="requests per second at load 1.0, > 0")
@@ -205,6 +208,12 @@ class ScenarioFile(Table):
                 f"traffic.slo_mix: has {len(self.traffic.slo_mix)} shares for {len(self.slo)} "
                 "[[slo]] tables; give one share per class"
             )
+        for index, group in enumerate(self.engine):
+            if group.saturation is not None and self.clock != "saturation":
+                yield (
+                    f"engine[{index}].saturation: has no meaning for clock = {self.clock!r}; "
+                    'remove it, or write clock = "saturation"'
+                )
         yield from _repeated("engine[].name", self.engine_names())
         yield from _repeated("slo[].name", [slo.name for slo in self.slo])
         yield from _event_problems(self)

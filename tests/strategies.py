@@ -17,15 +17,19 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from synergy_gym.latency.published import published_model
+from synergy_gym.latency.saturation_terms import SaturationTerms
 from synergy_gym.latency.terms import StepTerms
 from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.sim.reference import ReferenceSimulator
 from synergy_gym.types import (
+    ADVERT_TERMS,
     SLO,
     BatchDecision,
     ClientSpec,
     DecisionRule,
+    EngineAdvert,
     EngineSpec,
     Event,
     IntArray,
@@ -175,6 +179,28 @@ def step_terms(draw: st.DrawFn, *, grid: bool) -> StepTerms:
     )
 
 
+MODELS = tuple(
+    model
+    for profile, form in (
+        ("h100-llama-3.1-8b", "stable"), ("h100-llama-3.1-8b", "six"),
+        ("2xa6000-llama-3.1-8b", "eight"),
+    )
+    if (model := published_model(profile, form))  # type: ignore[arg-type]
+)  # fmt: skip
+"""One T(B,S) of each form."""
+
+
+@st.composite
+def saturation_terms(draw: st.DrawFn, spec: EngineSpec) -> SaturationTerms:
+    """A T(B,S) world for `spec`, with and without noise."""
+    return SaturationTerms(
+        model=draw(st.sampled_from(MODELS)),
+        max_sequences=spec.max_num_seqs,
+        max_tokens=spec.max_num_batched_tokens,
+        noise_sd=draw(st.sampled_from([0.0, 0.05])),
+    )
+
+
 @st.composite
 def telemetries(draw: st.DrawFn) -> TelemetrySpec:
     """Pushes and scrapes, some late, some lost, with every kind of heartbeat."""
@@ -186,6 +212,29 @@ def telemetries(draw: st.DrawFn) -> TelemetrySpec:
         heartbeat_interval_s=draw(st.sampled_from([0.05, 0.5])),
         scrape_interval_s=draw(st.sampled_from([0.1, 1.0])),
     )
+
+
+def random_advert(rng: random.Random, *, predicts: bool) -> EngineAdvert:
+    """What an engine may say about itself; `predicts`: also about one iteration."""
+
+    def maybe(most: float) -> float | None:
+        return rng.choice([None, 0.0, rng.uniform(0, most)])
+
+    terms = tuple(rng.uniform(0, 10) for _ in ADVERT_TERMS)
+    return EngineAdvert(
+        predicted_step_s=maybe(0.1) if predicts else None,
+        capacity=maybe(1e4),
+        peak_tps=maybe(1e5),
+        step_ms=rng.choice([(), terms]),
+    )
+
+
+@st.composite
+def adverts(draw: st.DrawFn, engines: int) -> list[EngineAdvert | None] | None:
+    """What the engines are started with, if with anything."""
+    rng = random.Random(draw(SEEDS))
+    given = [rng.choice([None, random_advert(rng, predicts=False)]) for _ in range(engines)]
+    return draw(st.sampled_from([None, given]))
 
 
 CLIENTS = st.builds(
@@ -210,8 +259,8 @@ def world_events(engines: int) -> st.SearchStrategy[list[Event]]:
 
 
 @st.composite
-def episodes(draw: st.DrawFn) -> Episode:
-    """Any episode at all."""
+def episodes(draw: st.DrawFn, *, saturation: bool | None = None) -> Episode:
+    """Any episode at all; `saturation` fixes whether T(B,S) times the steps."""
     count = draw(st.sampled_from([1, 1, 2, 3]))
     priority = draw(st.integers(0, 4)) == 4
     caching = draw(st.booleans())
@@ -220,10 +269,12 @@ def episodes(draw: st.DrawFn) -> Episode:
     specs = tuple(draw(engine_specs(i, size, caching, priority)) for i in range(count))
     closed = draw(st.integers(0, 3)) == 3
     terms = draw(step_terms(grid=grid))
+    tabled = draw(st.integers(0, 3)) == 3 if saturation is None else saturation
+    worlds = [draw(saturation_terms(spec)) if tabled else terms for spec in specs]
     seed = draw(SEEDS)
     arguments = {
         "engines": specs,
-        "clocks": tuple(terms.clock(seed + i) for i in range(count)),
+        "clocks": tuple(world.clock(seed + i) for i, world in enumerate(worlds)),
         "workload": draw(workloads(caching=caching, priority=priority, grid=grid, closed=closed)),
         "slos": SLOS,
         "telemetry": draw(telemetries()),
@@ -233,6 +284,7 @@ def episodes(draw: st.DrawFn) -> Episode:
         "horizon_ns": draw(st.sampled_from([FOREVER_NS, 2000 * MS])),
         "stop_ns": draw(st.sampled_from([FOREVER_NS, 3000 * MS])),
         "rules": [draw(rules(spec)) for spec in specs],
+        "adverts": draw(adverts(count)),
         "auto_route": count == 1 and draw(st.booleans()),
         "record_itl": draw(st.booleans()),
     }
@@ -260,6 +312,7 @@ def random_batch(rng: random.Random, spec: EngineSpec, running: int, waiting: in
         token_budget=rng.choice([1, 2, most, rng.randint(1, most)]),
         max_running=rng.choice([None, rng.randint(1, spec.max_num_seqs)]),
         prefill_chunk=rng.choice([0, 0, 1, 8]),
+        advert=random_advert(rng, predicts=True) if rng.random() < 0.3 else None,
         **lists,
     )
 

@@ -42,7 +42,7 @@ def test_engine_features_are_bounded(values: list[int]) -> None:
 
 
 @given(
-    st.lists(counts, min_size=63, max_size=63),
+    st.lists(counts, min_size=3 * len(RouterRow), max_size=3 * len(RouterRow)),
     st.lists(counts, min_size=8, max_size=8),
     st.integers(-1, 2),
     st.integers(0, 1),

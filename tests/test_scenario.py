@@ -2,12 +2,16 @@
 
 import itertools
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from synergy_gym.latency.profiles import FOLDER as PROFILES
+from synergy_gym.latency.published import published_model
+from synergy_gym.latency.saturation_terms import SaturationTerms
 from synergy_gym.scenario import (
     FOLDER,
     NO_DEADLINE_NS,
@@ -183,8 +187,18 @@ engine = "h100"
         ),
         (r"^rate_rps = .*", 'rate_rps = "8"', "rate_rps: is '8'"),
         (r"^rate_rps = .*", "rate_rps = inf", "rate_rps: is inf"),
-        (r"^clock = .*", 'clock = "wall"', "clock: is 'wall'.*give \"measured\""),
+        (r"^clock = .*", 'clock = "wall"', 'clock: is \'wall\'.*give "measured" or "saturation"'),
         (r"^clock = .*", "", 'clock: missing; add "measured"'),
+        (
+            r"^profile = ",
+            'saturation = "six"\nprofile = ',
+            r"engine\[0\].saturation: has no meaning for clock = 'measured'; remove it, or",
+        ),
+        (
+            r"^profile = ",
+            'saturation = "seven"\nprofile = ',
+            r'engine\[0\].saturation: is .seven.*give "stable", "six" or "eight"',
+        ),
         (r"^loads = .*", "loads = [0.5, 2.0]", "loads: 1.0 is missing"),
         (r"^loads = .*", "loads = [1.0, 0.5]", "loads: .*increasing"),
         (r"^loads = .*", "loads = [-1.0, 1.0]", "loads: .*positive"),
@@ -283,6 +297,63 @@ def test_impossible_events_are_refused(
     )
     with pytest.raises(ScenarioError, match=expected):
         load_scenario(smoke(extra=extra))
+
+
+SATURATION = ("^clock = .*", 'clock = "saturation"')
+
+
+def test_the_saturation_clock_is_the_profiles_published_model(smoke: Edit) -> None:
+    scenario = load_scenario(smoke(SATURATION))
+    (engine,), (terms,) = scenario.engines, scenario.terms
+    assert isinstance(terms, SaturationTerms)
+    assert terms.model == published_model(engine.profile, "stable")
+    assert (terms.max_sequences, terms.max_tokens) == (
+        engine.max_num_seqs,
+        engine.max_num_batched_tokens,
+    )
+    assert terms.noise_sd == 0.0
+    six = load_scenario(smoke(SATURATION, ("^profile = ", 'saturation = "six"\nprofile = ')))
+    assert six.terms[0].model == published_model(engine.profile, "six")  # type: ignore[union-attr]
+    assert six.hash() != scenario.hash()
+
+
+def test_a_profile_without_a_published_model_is_refused(smoke: Edit, tmp_path: Path) -> None:
+    forms = ("^profile = .*", 'saturation = "six"\nprofile = "a100-llama-3.1-8b"')
+    with pytest.raises(
+        ScenarioError,
+        match=r"engine\[0\].saturation: no 'six' .*'a100-llama-3.1-8b'; use 'stable' or 'eight'",
+    ):
+        load_scenario(smoke(SATURATION, forms, ("^gpu = .*", 'gpu = "1xA100"')))
+    shutil.copy(PROFILES / "h100-llama-3.1-8b.toml", tmp_path / "own.toml")
+    own = ("^profile = .*", 'profile = "own.toml"')
+    with pytest.raises(ScenarioError, match=r"profile 'own.toml'; use clock = .measured"):
+        load_scenario(smoke(SATURATION, own))
+    assert load_scenario(smoke(own)).clock == "measured"
+
+
+@pytest.mark.parametrize("name", list_scenarios())
+def test_every_scenario_has_a_saturation_twin(name: str) -> None:
+    measured, twin = load_scenario(name), load_scenario(f"{name}@saturation")
+    assert twin.hash() == measured.with_clock("saturation").hash() != measured.hash()
+    assert (twin.name, twin.clock) == (f"{name}@saturation", "saturation")
+    assert all(isinstance(terms, SaturationTerms) for terms in twin.terms)
+    assert twin.engines == measured.engines
+    back = twin.with_clock("measured")
+    assert back.terms == measured.terms == measured.measured_terms
+    assert measured.with_clock("measured") is measured
+
+
+def test_the_forms_of_the_saturation_clock() -> None:
+    six = load_scenario("smoke").with_clock("saturation-six")
+    assert six.name == "smoke@saturation-six"
+    assert six.with_clock("saturation-eight").name == "smoke@saturation-eight"
+    assert six.terms[0].model.form == "six"  # type: ignore[union-attr]
+    with pytest.raises(ScenarioError, match="cluster@saturation-six: engine 'a100': no 'six'"):
+        load_scenario("smoke-cluster@saturation-six")
+    with pytest.raises(ScenarioError, match="smoke: no clock 'wall'; choose one of measured, sat"):
+        load_scenario("smoke@wall")
+    with pytest.raises(ScenarioError, match="did you mean 'smoke'"):
+        load_scenario("smok@saturation")
 
 
 def test_every_mistake_is_listed(smoke: Edit) -> None:

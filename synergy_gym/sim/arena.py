@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synergy_gym.latency.terms import CLOCK_SIZE, FS_PER_MS, UNIT
+from synergy_gym.latency.terms import BY_SEQUENCES, BY_TOKENS, CLOCK_SIZE, FS_PER_MS, UNIT
 from synergy_gym.sim import layout as L
+from synergy_gym.sim.adverts import NOT_PREDICTED
 from synergy_gym.types import (
     SLO,
     ClientSpec,
@@ -72,12 +73,14 @@ def _map_slots(blocks: int) -> int:
 class EngineRegions:
     """Where one engine's side structures lie."""
 
-    def __init__(self, spec: EngineSpec, ring: int, sizer: Sizer) -> None:
+    def __init__(self, spec: EngineSpec, ring: int, clock: IntArray, sizer: Sizer) -> None:
+        self.step_tables = sizer.take(len(clock) - CLOCK_SIZE)
         self.calendar = sizer.take(CALENDAR)
         self.phase = sizer.take(spec.block_size)
         self.prefills = sizer.take(2 * spec.max_num_seqs)
         self.ring = sizer.take(ring * L.PUSH_SIZE)
-        self.means = sizer.take(2 * L.MEAN_STEPS)
+        self.means = sizer.take(L.MEAN_SIZE * L.MEAN_STEPS)
+        self.advert = sizer.take(L.ADVERT_SIZE)
         self.table = self.slots = self.nodes = self.map = 0
         self.width = 0
         if spec.prefix_caching:
@@ -128,11 +131,11 @@ def fill_engine(
         L.C_TOTAL: spec.kv_blocks, L.L_NS: -1, L.B_TABLE: regions.table,
         L.B_TABLE_WIDTH: regions.width, L.B_SLOTS: regions.slots, L.B_NODES: regions.nodes,
         L.B_MAP: regions.map,
-        L.B_MAX: spec.kv_blocks,
+        L.B_MAX: spec.kv_blocks, L.T_ADVERT: regions.advert, L.T_PREDICTED: NOT_PREDICTED,
     }  # fmt: skip
     for field, value in head.items():
         a[e + field] = value
-    a[e + L.E_CLOCK : e + L.E_CLOCK + CLOCK_SIZE] = clock
+    _fill_clock(a, e + L.E_CLOCK, clock, regions.step_tables)
     a[regions.calendar : regions.calendar + CALENDAR] = -1
     a[regions.ring + 4] = spec.kv_blocks
     a[e + L.T_PUSHES] = 1
@@ -140,6 +143,15 @@ def fill_engine(
         fill_rule(a, e, spec, rule)
     if spec.prefix_caching:
         _fill_cache(a, e, spec, regions)
+
+
+def _fill_clock(a: IntArray, at: int, clock: IntArray, tables: int) -> None:
+    """Write the head at `at` and the tables, if any, at `tables`."""
+    a[at : at + CLOCK_SIZE] = clock[:CLOCK_SIZE]
+    a[tables : tables + len(clock) - CLOCK_SIZE] = clock[CLOCK_SIZE:]
+    for field in (BY_SEQUENCES, BY_TOKENS):
+        if clock[field]:
+            a[at + field] = tables + clock[field] - CLOCK_SIZE
 
 
 def _fill_cache(a: IntArray, e: int, spec: EngineSpec, regions: EngineRegions) -> None:
@@ -241,6 +253,7 @@ class World:
     client: ClientSpec
     events: Sequence[Event]
     rules: Sequence[DecisionRule | None]
+    adverts: Sequence[Sequence[int]]
     warmup_ns: int
     horizon_ns: int
     stop_ns: int
@@ -331,7 +344,10 @@ def build_arena(world: World) -> IntArray:
     sizer.take(L.H_SIZE)
     header = _reserve(world, sizer)
     ring = ring_size(world.telemetry, world.clocks)
-    regions = [EngineRegions(spec, ring, sizer) for spec in world.engines]
+    regions = [
+        EngineRegions(spec, ring, clock, sizer)
+        for spec, clock in zip(world.engines, world.clocks, strict=True)
+    ]
     closed_at = sizer.take(3 * n if world.closed_loop else 0)
     ids = offsets = np.empty(0, np.int64)
     if world.needs_blocks:
@@ -373,9 +389,13 @@ def _fill_engine_and_row(
     e = header[L.H_ENG] + index * L.E_SIZE
     fill_engine(a, e, index, spec, world.clocks[index], world.rules[index], regions)
     a[e + L.T_NEXT_SCRAPE] = a[L.H_SCRAPE_INTERVAL]
+    told = world.adverts[index]
+    a[regions.advert : regions.advert + L.ADVERT_SIZE] = told
+    a[regions.ring + L.PUSH_MODEL : regions.ring + L.PUSH_SIZE] = told[L.A_MODEL :]
     at = header[L.H_ROWS] + index * len(RouterRow)
     a[at + RouterRow.ALIVE] = 1
     a[at + RouterRow.PUSH_TOTAL_BLOCKS] = spec.kv_blocks
+    a[at + RouterRow.PUSH_PEAK_MILLITPS : at + len(RouterRow)] = told[L.A_MODEL :]
 
 
 def _skip_leading(a: IntArray, workload: Workload) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from synergy_gym.latency.published import published_advert
 from synergy_gym.scenario import Scenario, stop_time_ns
 from synergy_gym.seeding import stream_seed
 from synergy_gym.sim.arena import nanoseconds
@@ -28,6 +29,9 @@ def build_simulator(
     cls: type[Simulator] | type[ReferenceSimulator] = Simulator,
 ) -> Any:
     """An episode of `scenario` before its first arrival.
+
+    An engine advertises SynergySched's published fit of its latency profile, if there is one,
+    until its policy advertises something else.
 
     Args:
         scenario: what is simulated.
@@ -58,6 +62,7 @@ def build_simulator(
         horizon_ns=nanoseconds(scenario.horizon_s),
         stop_ns=stop_time_ns(traffic, scenario.slos, scenario.horizon_s),
         rules=rules,
+        adverts=[published_advert(spec.profile) for spec in scenario.engines],
         auto_route=auto_route,
         record_itl=record_itl,
     )

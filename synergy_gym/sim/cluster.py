@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from synergy_gym.latency.terms import check_reach
 from synergy_gym.sim import layout as L
+from synergy_gym.sim.adverts import predicted_ns, published, started_with
 from synergy_gym.sim.arena import World, build_arena, check_spec
 from synergy_gym.sim.clock import advance, take_batch, take_route
-from synergy_gym.sim.decision_log import MASK, chain_lists
+from synergy_gym.sim.decision_log import chain_array
 from synergy_gym.sim.decisions import check_decision, check_rule, is_integer
 from synergy_gym.sim.exports import QUEUE_FIELDS, write_queue, write_state
+from synergy_gym.sim.lists import relink
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.sim.telemetry import refresh_rows
 from synergy_gym.types import (
@@ -26,6 +29,7 @@ from synergy_gym.types import (
     ClusterView,
     CompletionView,
     DecisionRule,
+    EngineAdvert,
     EngineSpec,
     EngineStateField,
     EngineView,
@@ -53,7 +57,7 @@ class Simulator:
 
     Args:
         engines: the cluster.
-        clocks: one `StepTerms.clock(seed)` vector per engine.
+        clocks: one step-latency vector per engine (`StepTerms.clock(seed)`).
         workload: the traffic.
         slos: SLO classes that `workload.slo_class` indexes.
         telemetry: how engine state reaches the router.
@@ -63,6 +67,8 @@ class Simulator:
         horizon_ns: end of arrivals (dynamic ones included, retries not).
         stop_ns: nothing later than this happens.
         rules: per engine a compiled decision, or `None` for BATCH points.
+        adverts: per engine what it tells routers until a decision's advert says otherwise, or
+            `None` for zeros.
         auto_route: one engine only; arrivals reach it without ROUTE points.
         record_itl: keep inter-token gaps for `itl()`.
 
@@ -84,6 +90,7 @@ class Simulator:
         horizon_ns: int = L.INF,
         stop_ns: int = L.INF,
         rules: Sequence[DecisionRule | None] | None = None,
+        adverts: Sequence[EngineAdvert | None] | None = None,
         auto_route: bool = False,
         record_itl: bool = False,
     ) -> None:
@@ -103,6 +110,7 @@ class Simulator:
             client=client or ClientSpec(),
             events=events,
             rules=rules or [None] * len(self.engines),
+            adverts=started_with(adverts, len(self.engines)),
             warmup_ns=warmup_ns,
             horizon_ns=horizon_ns,
             stop_ns=stop_ns,
@@ -135,6 +143,8 @@ class Simulator:
         n = len(workload)
         if n and int(workload.slo_class.max()) >= max(len(self.slos), 1):
             raise ValueError("workload.slo_class names a class beyond `slos`")
+        for spec, clock in zip(self.engines, clocks, strict=True):
+            check_reach(clock, spec)
         for spec, rule in zip(self.engines, rules or (), strict=False):
             if rule is not None:
                 check_rule(spec, rule)
@@ -208,6 +218,7 @@ class Simulator:
         check_decision(spec, decision, int(a[e + L.E_RUNNING]), int(a[e + L.E_WAITING]))
         a[e + L.P_BUDGET], a[e + L.P_CAP] = decision.token_budget, cap
         a[e + L.P_CHUNK] = decision.prefill_chunk
+        self._tell(e, decision.advert)
         if (
             decision.running_order is not None
             or decision.waiting_order is not None
@@ -217,9 +228,17 @@ class Simulator:
         take_batch(a, 0, e)
         self._waiting_for = -1
 
+    def _tell(self, e: int, advert: EngineAdvert | None) -> None:
+        """From its next commit on the engine publishes what `advert` says."""
+        self._a[e + L.T_PREDICTED] = predicted_ns(advert)
+        if advert is not None:
+            at = int(self._a[e + L.T_ADVERT])
+            told = self._a[at : at + L.ADVERT_SIZE]
+            told[:] = published(advert, told.tolist())
+
     def _apply_lists(self, e: int, decision: BatchDecision) -> None:
-        running = self._queue(e, running=True)[:, 0]
-        waiting = self._queue(e, running=False)[:, 0]
+        running = self._queue(e, running=True)[0]
+        waiting = self._queue(e, running=False)[0]
         if decision.token_caps is not None:
             caps = np.asarray(decision.token_caps, np.int64)
             self._set_caps(e, np.concatenate([running, waiting]), caps)
@@ -243,11 +262,7 @@ class Simulator:
     def _relink(self, requests: IntArray, head: int, tail: int) -> None:
         if not len(requests):
             return
-        a = self._a
-        rows = a[L.H_REQ] + requests * L.REQUEST_SIZE
-        a[rows + L.F_NEXT] = np.append(requests[1:], -1)
-        a[rows + L.F_PREV] = np.insert(requests[:-1], 0, -1)
-        a[head], a[tail] = requests[0], requests[-1]
+        relink(self._a, 0, np.ascontiguousarray(requests), head, tail)
 
     def _reorder_prefills(self, e: int, running: IntArray) -> None:
         a = self._a
@@ -257,9 +272,11 @@ class Simulator:
         a[at : at + 2 * len(prefills) : 2] = prefills
 
     def _hash_lists(self, e: int, decision: BatchDecision) -> None:
-        lists = (decision.running_order, decision.waiting_order, decision.token_caps)
-        h = chain_lists(int(self._a[e + L.E_HASH]) & MASK, lists)
-        self._a[e + L.E_HASH] = h - (1 << 64) if h >> 63 else h
+        value = self._a[e + L.E_HASH]
+        for items in (decision.running_order, decision.waiting_order, decision.token_caps):
+            array = np.ascontiguousarray(() if items is None else items, np.int64)
+            value = chain_array(value, array, int(items is not None))
+        self._a[e + L.E_HASH] = value
 
     # -- views -------------------------------------------------------------------------
 
@@ -301,7 +318,7 @@ class Simulator:
         )
 
     def router_rows(self) -> IntArray:
-        """The router's table (`RouterRow`), shape (engines, 21), at the current instant."""
+        """The router's table (`RouterRow`), one row per engine, at the current instant."""
         count = len(self.engines)
         refresh_rows(self._a, 0, count, self._a[L.H_NOW])
         at = int(self._a[L.H_ROWS])
@@ -427,11 +444,11 @@ class Simulator:
     def _queue(self, e: int, *, running: bool) -> IntArray:
         n = int(self._a[e + (L.E_RUNNING if running else L.E_WAITING)])
         out = np.empty(n * QUEUE_FIELDS, np.int64)
-        write_queue(self._a, 0, e, int(running), out)
-        return out.reshape(n, QUEUE_FIELDS)
+        write_queue(self._a, 0, e, int(running), n, out)
+        return out.reshape(QUEUE_FIELDS, n)
 
     def _arrays(self, e: int, *, running: bool) -> RequestArrays:
-        columns = self._queue(e, running=running).T
+        columns = self._queue(e, running=running)
         now, first = self.now_ns, columns[6]
         return RequestArrays(
             prompt_tokens=columns[1],

@@ -1,10 +1,13 @@
-"""The decision log's hash: one chained 64-bit value per engine (plain Python form)."""
+"""The decision log's hash: one chained 64-bit value per engine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from synergy_gym.latency.terms import _mix
+import numpy as np
+
+from synergy_gym.jit import kernel
+from synergy_gym.latency.terms import _mix, _mix_kernel
 from synergy_gym.types import IntArray
 
 MASK = (1 << 64) - 1
@@ -39,4 +42,15 @@ def chain_lists(value: int, lists: Iterable[IntArray | None]) -> int:
         items = [] if array is None else [len(array) + 1, *array.tolist()]
         for item in items or [0]:
             value = _mix(value ^ (item & MASK))
+    return value
+
+
+@kernel
+def chain_array(value, items, present):  # type: ignore[no-untyped-def]
+    """`chain_lists` for one list, compiled; `present` is 0 where the decision has none."""
+    if present == 0:
+        return np.int64(_mix_kernel(np.uint64(value)))
+    value = np.int64(_mix_kernel(np.uint64(value) ^ np.uint64(len(items) + 1)))
+    for i in range(len(items)):
+        value = np.int64(_mix_kernel(np.uint64(value) ^ np.uint64(items[i])))
     return value

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
-from synergy_gym.types import BatchDecision, DecisionRule, EngineSpec, IntArray
+from synergy_gym.types import (
+    ADVERT_TERMS,
+    BatchDecision,
+    DecisionRule,
+    EngineAdvert,
+    EngineSpec,
+    IntArray,
+)
+
+# Above these a whole number of femtoseconds or milli-tokens/s, or a sum of ten, leaves int64.
+MOST_STEP_S = 1e6
+MOST_TPS = 1e12
+MOST_TERM_MS = 1e6
+_LIMITS = (("predicted_step_s", MOST_STEP_S), ("capacity", MOST_TPS), ("peak_tps", MOST_TPS))
 
 
 def check_decision(spec: EngineSpec, decision: BatchDecision, running: int, waiting: int) -> None:
@@ -20,6 +36,30 @@ def check_decision(spec: EngineSpec, decision: BatchDecision, running: int, wait
         _check_order("waiting_order", decision.waiting_order, waiting)
     if decision.token_caps is not None:
         _check_caps(decision.token_caps, running, waiting)
+    if decision.advert is not None:
+        check_advert(decision.advert)
+
+
+def check_advert(advert: EngineAdvert) -> None:
+    """Raise `ValueError` naming field, value and cure when `advert` cannot be published."""
+    if not isinstance(advert, EngineAdvert):
+        raise ValueError(f"advert is {advert!r}; give an EngineAdvert or None")
+    if len(advert.step_ms) not in (0, len(ADVERT_TERMS)):
+        raise ValueError(
+            f"advert.step_ms has {len(advert.step_ms)} coefficients; give {len(ADVERT_TERMS)} "
+            f"({', '.join(ADVERT_TERMS)}) or none"
+        )
+    for name, most in _LIMITS:
+        if (value := getattr(advert, name)) is not None:
+            _check_published(name, value, most)
+    for name, value in zip(ADVERT_TERMS, advert.step_ms, strict=False):
+        _check_published(f"step_ms ({name})", value, MOST_TERM_MS)
+
+
+def _check_published(name: str, value: Any, most: float) -> None:
+    number = isinstance(value, int | float | np.integer | np.floating)
+    if not (number and math.isfinite(value) and 0 <= value <= most):
+        raise ValueError(f"advert.{name} is {value!r}; it must be finite and in 0..{most:g}")
 
 
 def check_rule(spec: EngineSpec, rule: DecisionRule) -> None:

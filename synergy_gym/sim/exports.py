@@ -69,21 +69,18 @@ def write_state(a, o, e, out, so):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def write_queue(a, o, e, running, out):  # type: ignore[no-untyped-def]
-    """List the running (1) or waiting (0) requests, `QUEUE_FIELDS` values each."""
+def write_queue(a, o, e, running, n, out):  # type: ignore[no-untyped-def]
+    """List the running (1) or waiting (0) requests: `QUEUE_FIELDS` columns of `n` values each."""
     r = a[e + E_RUN_HEAD] if running != 0 else a[e + E_WAIT_HEAD]
-    i = 0
-    while r >= 0:
+    for i in range(n):
         q = row(a, o, r)
         out[i] = r
-        out[i + 1] = a[q + F_PROMPT]
-        out[i + 2] = computed_tokens(a, e, q) if running != 0 else 0
-        out[i + 3] = generated_tokens(a, e, q)
-        out[i + 4] = max((a[q + F_COUNTS] & CACHED_MASK) - 1, 0)
-        out[i + 5] = a[q + F_ARRIVAL]
-        out[i + 6] = a[q + F_FIRST]
-        out[i + 7] = a[q + F_META] & CLASS_MASK
-        out[i + 8] = a[q + F_META] >> PRIORITY_SHIFT
-        i += QUEUE_FIELDS
+        out[n + i] = a[q + F_PROMPT]
+        out[2 * n + i] = computed_tokens(a, e, q) if running != 0 else 0
+        out[3 * n + i] = generated_tokens(a, e, q)
+        out[4 * n + i] = max((a[q + F_COUNTS] & CACHED_MASK) - 1, 0)
+        out[5 * n + i] = a[q + F_ARRIVAL]
+        out[6 * n + i] = a[q + F_FIRST]
+        out[7 * n + i] = a[q + F_META] & CLASS_MASK
+        out[8 * n + i] = a[q + F_META] >> PRIORITY_SHIFT
         r = a[q + F_NEXT]
-    return i // QUEUE_FIELDS

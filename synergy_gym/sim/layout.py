@@ -8,6 +8,7 @@ are absolute positions in the arena.
 from __future__ import annotations
 
 from synergy_gym.latency.terms import CLOCK_SIZE
+from synergy_gym.types import ADVERT_TERMS
 
 INF = 1 << 62
 
@@ -223,12 +224,24 @@ SLOT_SHIFT = 16
     T_DIRTY,
     E_SHIFT,
     B_MAX,
-) = range(106)
+    T_PREDICTED,
+    T_MEAN_PREDICTED,
+    T_ADVERT,
+) = range(109)
 E_CLOCK = 112
 E_SIZE = E_CLOCK + CLOCK_SIZE
 
 MEAN_STEPS = 10
-PUSH_SIZE = 8
+# Entry of the means' ring: duration, tokens, predicted duration.
+MEAN_SIZE = 3
+# What an engine tells about itself: capacity, then its model: peak throughput and coefficients.
+A_CAPACITY, A_MODEL = 0, 1
+ADVERT_SIZE = 2 + len(ADVERT_TERMS)
+# A push: RouterRow's columns 4-11, then those from PUSH_PREDICTED_NS on. Heartbeats say nothing
+# about the fields from PUSH_MODEL on.
+PUSH_TOLD = 8
+PUSH_MODEL = 11
+PUSH_SIZE = PUSH_MODEL + ADVERT_SIZE - A_MODEL
 # KV block node: reference count, hash id (0: none), free-queue links, same-hash links.
 N_REF, N_HASH, N_QPREV, N_QNEXT, N_HPREV, N_HNEXT = range(6)
 NODE_SIZE = 6

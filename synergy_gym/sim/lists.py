@@ -284,3 +284,18 @@ def decode_postpone(a, e, q):  # type: ignore[no-untyped-def]
         a[phase + a[q + F_OFF] % a[e + E_BLOCK_SIZE]] -= 1
         a[phase + (a[q + F_OFF] - 1) % a[e + E_BLOCK_SIZE]] += 1
     a[q + F_OFF] -= 1
+
+
+@kernel
+def relink(a, o, requests, head, tail):  # type: ignore[no-untyped-def]
+    """Link `requests` into one list in their order; its ends stand at `a[head]` and `a[tail]`."""
+    before = np.int64(-1)
+    for i in range(len(requests)):
+        q = row(a, o, requests[i])
+        a[q + F_PREV] = before
+        if before >= 0:
+            a[row(a, o, before) + F_NEXT] = requests[i]
+        before = requests[i]
+    a[row(a, o, before) + F_NEXT] = -1
+    a[head] = requests[0]
+    a[tail] = before

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from synergy_gym.latency.terms import check_reach
+from synergy_gym.sim.adverts import started_with
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.sim.reference_engine import ReferenceEngine
 from synergy_gym.sim.reference_records import RequestTable
@@ -27,6 +29,7 @@ from synergy_gym.types import (
     ClusterView,
     CompletionView,
     DecisionRule,
+    EngineAdvert,
     EngineSpec,
     EngineView,
     Event,
@@ -59,6 +62,8 @@ class ReferenceSimulator:
         horizon_ns: end of scoring; closed-loop requests arrive only before it.
         stop_ns: nothing later than this happens.
         rules: per engine the rule that decides its iterations; `None` stops at BATCH points.
+        adverts: per engine what it tells routers until a decision's advert says otherwise, or
+            `None` for zeros.
         auto_route: send arrivals to the only engine, without ROUTE points.
         record_itl: keep the gaps between tokens of scored requests.
 
@@ -81,6 +86,7 @@ class ReferenceSimulator:
         horizon_ns: int = _FOREVER_NS,
         stop_ns: int = _FOREVER_NS,
         rules: Sequence[DecisionRule | None] | None = None,
+        adverts: Sequence[EngineAdvert | None] | None = None,
         auto_route: bool = False,
         record_itl: bool = False,
     ) -> None:
@@ -90,9 +96,10 @@ class ReferenceSimulator:
         self.workload = workload
         self.slos = tuple(slos)
         self._point = DONE
+        told = started_with(adverts, len(self.engines))
         servers = [
-            Server(i, spec, clock, telemetry, rule, self.slos)
-            for i, (spec, clock, rule) in enumerate(zip(engines, clocks, chosen, strict=True))
+            Server(i, spec, clocks[i], telemetry, chosen[i], self.slos, told[i])
+            for i, spec in enumerate(engines)
         ]
         table = RequestTable(workload, self.slos, warmup_ns, horizon_ns, record_itl)
         self._world = World(servers, workload, table, client, events, horizon_ns, auto_route)
@@ -288,6 +295,8 @@ def _check_arguments(
         raise ValueError(
             f"{n} engines, {len(clocks)} clocks and {len(rules)} rules; give one of each per engine"
         )
+    for spec, clock in zip(engines, clocks, strict=True):
+        check_reach(clock, spec)
     if auto_route and n != 1:
         raise ValueError(f"auto_route needs exactly one engine, there are {n}; leave it off")
     if len(workload) and not 0 <= workload.slo_class.min() <= workload.slo_class.max() < len(slos):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, SEED, SLOW, UNIT, step_ns
+from synergy_gym.sim.adverts import NOT_PREDICTED, predicted_ns, published
 from synergy_gym.sim.decision_log import chain_iteration, chain_lists
 from synergy_gym.sim.decisions import check_decision, check_rule
 from synergy_gym.sim.reference_engine import Job, Outputs, ReferenceEngine, Step
@@ -14,9 +15,11 @@ from synergy_gym.sim.reference_rules import rule_decision
 from synergy_gym.sim.reference_telemetry import (
     PUSH_COLUMNS,
     SCRAPE_COLUMNS,
+    Ended,
     Gauges,
     PushChannel,
     ScrapeChannel,
+    guessed_ns,
 )
 from synergy_gym.types import (
     NS_PER_S,
@@ -45,6 +48,7 @@ class Server:
         telemetry: how its state reaches routers.
         rule: decides in place of a policy, or `None`.
         slos: the scenario's classes, for deadline order.
+        told: what it tells routers about itself when it starts (`adverts.started_with`).
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Server:
         telemetry: TelemetrySpec,
         rule: DecisionRule | None,
         slos: tuple[SLO, ...],
+        told: list[int],
     ) -> None:
         if rule is not None:
             check_rule(spec, rule)
@@ -68,9 +73,10 @@ class Server:
         self.in_flight = 0
         self.in_flight_tokens = 0
         self.hash = 0
-        self.push = PushChannel(telemetry, int(clock[SEED]), spec.kv_blocks)
+        self.push = PushChannel(telemetry, int(clock[SEED]), spec.kv_blocks, told)
         self.scrape = ScrapeChannel(telemetry, spec.kv_blocks)
         self.rule = rule
+        self._predicted_ns = NOT_PREDICTED
         self._clock = [int(value) for value in clock]
         self._slos = slos
 
@@ -99,6 +105,8 @@ class Server:
         )
         lists = (decision.running_order, decision.waiting_order, decision.token_caps)
         self.hash = chain_lists(self.hash, lists)
+        self.push.told = published(decision.advert, self.push.told)
+        self._predicted_ns = predicted_ns(decision.advert)
         return self._start(decision, now_ns, next_arrival_ns)
 
     def commit(self, now_ns: int) -> Outputs:
@@ -112,7 +120,7 @@ class Server:
         for job in outputs.finished:
             self.scrape.finished(*_latencies(job))
         gauges = self._gauges()
-        self.push.committed(now_ns, gauges, (step.duration_ns, step.features.tokens))
+        self.push.committed(now_ns, gauges, self._ended(step))
         self.scrape.committed(gauges)
         return outputs
 
@@ -152,7 +160,8 @@ class Server:
         row[RouterRow.IN_FLIGHT] = self.in_flight
         row[RouterRow.IN_FLIGHT_TOKENS] = self.in_flight_tokens
         row[RouterRow.ROUTED_SINCE_PUSH] = self.push.routed_tokens
-        row[PUSH_COLUMNS] = self.push.visible
+        for column, value in zip(PUSH_COLUMNS, self.push.visible, strict=True):
+            row[column] = value
         row[SCRAPE_COLUMNS] = self.scrape.visible
         return row
 
@@ -217,6 +226,12 @@ class Server:
         self.hash = chain_iteration(
             self.hash, step.start_ns, limits, served.sequences, served.tokens, step.duration_ns
         )
+
+    def _ended(self, step: Step) -> Ended:
+        served, predicted = step.features, self._predicted_ns
+        if predicted == NOT_PREDICTED:
+            predicted = guessed_ns(served.tokens, served.sequences)
+        return Ended(step.duration_ns, served.tokens, predicted)
 
     def _gauges(self) -> Gauges:
         running, waiting = self.engine.running, self.engine.waiting

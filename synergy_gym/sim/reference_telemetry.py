@@ -7,7 +7,9 @@ look like a metrics endpoint read at fixed instants.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 from synergy_gym.latency.terms import _mix
 from synergy_gym.types import NS_PER_S, RouterRow, TelemetrySpec
@@ -15,13 +17,45 @@ from synergy_gym.types import NS_PER_S, RouterRow, TelemetrySpec
 MEAN_STEPS = 10
 LOSS_STREAM = 0x2545F4914F6CDD1D
 """Separates the draws of lost pushes from the clock's noise of the same engine."""
-PUSH_COLUMNS = slice(RouterRow.PUSH_NS, RouterRow.SCRAPE_NS)
+PUSH_COLUMNS = (
+    *range(RouterRow.PUSH_NS, RouterRow.SCRAPE_NS),
+    *range(RouterRow.PUSH_PREDICTED_NS, len(RouterRow)),
+)
 SCRAPE_COLUMNS = slice(RouterRow.SCRAPE_NS, RouterRow.SCRAPE_FINISHED + 1)
 
 
 def nanoseconds(seconds: float) -> int:
     """`seconds` as whole nanoseconds."""
     return round(seconds * NS_PER_S)
+
+
+class Mode(IntEnum):
+    """Scheduling mode by mean tokens of the last steps (spec C.1)."""
+
+    LATENCY_OPTIMIZED = 0
+    BALANCED = 1
+    THROUGHPUT_OPTIMIZED = 2
+
+    @classmethod
+    def of(cls, tokens: Sequence[int]) -> Mode:
+        """Below 256 tokens on average, above 1024, or between; balanced without a step."""
+        if sum(tokens) > 1024 * len(tokens):
+            return cls.THROUGHPUT_OPTIMIZED
+        return cls.LATENCY_OPTIMIZED if sum(tokens) < 256 * len(tokens) else cls.BALANCED
+
+
+def guessed_ns(tokens: int, requests: int) -> int:
+    """The authors' stand-in for a prediction: (8.7 + 0.02 tokens + 0.5 requests) ms."""
+    return 8_700_000 + 20_000 * tokens + 500_000 * requests
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An iteration that has ended: durations in nanoseconds, tokens."""
+
+    duration_ns: int
+    tokens: int
+    predicted_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +76,10 @@ class PushChannel:
         spec: intervals, delay, loss and heartbeat mode.
         seed: the engine's clock seed; lost pushes are drawn from it.
         kv_blocks: total that the vectors of an idle engine show.
+        told: what the engine says about itself (`adverts.published`) when it starts.
     """
 
-    def __init__(self, spec: TelemetrySpec, seed: int, kv_blocks: int) -> None:
+    def __init__(self, spec: TelemetrySpec, seed: int, kv_blocks: int, told: list[int]) -> None:
         self._spec = spec
         self._interval = nanoseconds(spec.push_interval_s)
         self._delay = nanoseconds(spec.push_delay_s)
@@ -56,17 +91,18 @@ class PushChannel:
         self.routed_tokens = 0
         """Prompt tokens routed here since the visible vector last changed."""
         self.kv_blocks = kv_blocks
-        self.visible = self._zero(0)
+        self.told = told
+        self.visible = [*self._zero(0), *told[1:]]
         self._alive = True
         self._idle_since: int | None = 0
         self._beats_until = 0
         self._last: int | None = None
-        self._recent: deque[tuple[int, int]] = deque(maxlen=MEAN_STEPS)
+        self._recent: deque[Ended] = deque(maxlen=MEAN_STEPS)
 
-    def committed(self, now_ns: int, gauges: Gauges, step: tuple[int, int]) -> None:
-        """An iteration of (duration, tokens) ended at `now_ns`, leaving `gauges`."""
+    def committed(self, now_ns: int, gauges: Gauges, step: Ended) -> None:
+        """An iteration ended at `now_ns`, leaving `gauges`."""
         self._send_beats(now_ns)
-        if step[1]:
+        if step.tokens:
             self._recent.append(step)
         if self._last is None or now_ns - self._last >= self._interval:
             self._last = now_ns
@@ -99,7 +135,9 @@ class PushChannel:
         """Receive everything that is visible at `now_ns`."""
         self._send_beats(now_ns)
         while self._sent and self._sent[0][0] + self._delay <= now_ns:
-            self.visible = self._sent.popleft()
+            sent = self._sent.popleft()
+            # A heartbeat says nothing about the engine's model: it stays what was sent last.
+            self.visible = sent + self.visible[len(sent) :]
             self.routed_tokens = 0
 
     def _send_beats(self, now_ns: int) -> None:
@@ -117,12 +155,11 @@ class PushChannel:
         return draw < self._loss
 
     def _zero(self, now_ns: int) -> list[int]:
-        return [now_ns, 0, 0, 0, self.kv_blocks, 0, 0, 0]
+        return [now_ns, 0, 0, 0, self.kv_blocks, 0, 0, 0, 0, Mode.LATENCY_OPTIMIZED, 0]
 
     def _vector(self, now_ns: int, gauges: Gauges) -> list[int]:
         n = max(len(self._recent), 1)
-        duration = sum(d for d, _ in self._recent) // n
-        tokens = sum(t for _, t in self._recent) * 1000 // n
+        tokens = [step.tokens for step in self._recent]
         return [
             now_ns,
             gauges.running,
@@ -130,8 +167,11 @@ class PushChannel:
             gauges.used_blocks,
             gauges.total_blocks,
             gauges.pending_tokens,
-            duration,
-            tokens,
+            sum(step.duration_ns for step in self._recent) // n,
+            sum(tokens) * 1000 // n,
+            sum(step.predicted_ns for step in self._recent) // n,
+            Mode.of(tokens),
+            *self.told,
         ]
 
 

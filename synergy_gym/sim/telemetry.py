@@ -7,6 +7,9 @@ import numpy as np
 from synergy_gym.jit import kernel
 from synergy_gym.latency.terms import SEED, _mix_kernel
 from synergy_gym.sim.layout import (
+    A_CAPACITY,
+    A_MODEL,
+    ADVERT_SIZE,
     C_RUNNING,
     C_TOTAL,
     C_USED,
@@ -36,9 +39,14 @@ from synergy_gym.sim.layout import (
     HEARTBEAT_NONE,
     HEARTBEAT_OVERWRITE,
     L_NS,
+    L_SEQUENCES,
     L_TOKENS,
+    MEAN_SIZE,
     MEAN_STEPS,
+    PUSH_MODEL,
     PUSH_SIZE,
+    PUSH_TOLD,
+    T_ADVERT,
     T_ATTEMPTS,
     T_BEATS,
     T_DIRTY,
@@ -48,17 +56,25 @@ from synergy_gym.sim.layout import (
     T_LAST_PUSH,
     T_MEAN_N,
     T_MEAN_NS,
+    T_MEAN_PREDICTED,
     T_MEAN_RING,
     T_MEAN_TOKENS,
     T_NEXT_SCRAPE,
+    T_PREDICTED,
     T_PUSHES,
     T_RING,
     T_TPOT,
     T_TTFT,
 )
+from synergy_gym.types import RouterRow
 
-ROW_SIZE = 21
+ROW_SIZE = len(RouterRow)
 LOSS_STREAM = 0x2545F4914F6CDD1D
+_SHIFT = int(RouterRow.PUSH_PREDICTED_NS) - PUSH_TOLD  # from a push's later fields to its columns
+# SynergySched's stand-in for a prediction, in nanoseconds: base, per token, per request.
+GUESS_NS, GUESS_TOKEN_NS, GUESS_REQUEST_NS = 8_700_000, 20_000, 500_000
+LATENCY_BELOW, THROUGHPUT_ABOVE = 256, 1024
+"""Mean tokens per step that bound the scheduling modes (spec C.1)."""
 
 
 @kernel
@@ -91,28 +107,45 @@ def note_step(a, e):  # type: ignore[no-untyped-def]
     if n >= MEAN_STEPS:
         a[e + T_MEAN_NS] -= a[i]
         a[e + T_MEAN_TOKENS] -= a[i + 1]
+        a[e + T_MEAN_PREDICTED] -= a[i + 2]
+    predicted = a[e + T_PREDICTED]
+    if predicted < 0:
+        predicted = GUESS_NS + GUESS_TOKEN_NS * a[e + L_TOKENS]
+        predicted += GUESS_REQUEST_NS * a[e + L_SEQUENCES]
     a[i] = a[e + L_NS]
     a[i + 1] = a[e + L_TOKENS]
+    a[i + 2] = predicted
     a[e + T_MEAN_NS] += a[i]
     a[e + T_MEAN_TOKENS] += a[i + 1]
+    a[e + T_MEAN_PREDICTED] += predicted
     a[e + T_MEAN_N] = n + 1
 
 
 @kernel
 def e_ring(a, e, n):  # type: ignore[no-untyped-def]
     """Position of the ring entry of non-empty iteration `n`."""
-    return a[e + T_MEAN_RING] + 2 * (n % MEAN_STEPS)
+    return a[e + T_MEAN_RING] + MEAN_SIZE * (n % MEAN_STEPS)
 
 
 @kernel
 def _append_push(a, o, e, at):  # type: ignore[no-untyped-def]
+    """A new entry stamped `at`; the caller fills the rest."""
     p = a[e + T_RING] + (a[e + T_PUSHES] % a[o + H_RING]) * PUSH_SIZE
     a[e + T_PUSHES] += 1
     a[p] = at
-    for i in range(1, PUSH_SIZE):
+    return p
+
+
+@kernel
+def _append_beat(a, o, e, at):  # type: ignore[no-untyped-def]
+    """A heartbeat: the idle vector, and about the engine's model what was sent last."""
+    last = a[e + T_RING] + ((a[e + T_PUSHES] - 1) % a[o + H_RING]) * PUSH_SIZE
+    p = _append_push(a, o, e, at)
+    for i in range(1, PUSH_MODEL):
         a[p + i] = 0
     a[p + 4] = a[e + E_TOTAL]
-    return p
+    for i in range(PUSH_MODEL, PUSH_SIZE):
+        a[p + i] = a[last + i]
 
 
 @kernel
@@ -149,9 +182,17 @@ def settle_heartbeats(a, o, e, now):  # type: ignore[no-untyped-def]
     if beat <= a[e + T_BEATS]:
         beat += every
     while beat <= now:
-        _append_push(a, o, e, beat)
+        _append_beat(a, o, e, beat)
         beat += every
     a[e + T_BEATS] = now
+
+
+@kernel
+def _mode(a, e, n):  # type: ignore[no-untyped-def]
+    """Scheduling mode over the last `n` non-empty steps: latency, balanced, throughput."""
+    if a[e + T_MEAN_TOKENS] > THROUGHPUT_ABOVE * n:
+        return 2
+    return 0 if a[e + T_MEAN_N] > 0 and a[e + T_MEAN_TOKENS] < LATENCY_BELOW * n else 1
 
 
 @kernel
@@ -177,6 +218,12 @@ def push(a, o, e, now):  # type: ignore[no-untyped-def]
     a[p + 5] = a[e + E_WAIT_TOKENS] + a[e + E_PREFILL_TOKENS] + a[e + E_DECODES]
     a[p + 6] = a[e + T_MEAN_NS] // n
     a[p + 7] = a[e + T_MEAN_TOKENS] * 1000 // n
+    a[p + PUSH_TOLD] = a[e + T_MEAN_PREDICTED] // n
+    a[p + PUSH_TOLD + 1] = _mode(a, e, n)
+    told = a[e + T_ADVERT]
+    a[p + PUSH_TOLD + 2] = a[told + A_CAPACITY]
+    for i in range(A_MODEL, ADVERT_SIZE):
+        a[p + PUSH_MODEL - A_MODEL + i] = a[told + i]
 
 
 @kernel
@@ -213,9 +260,15 @@ def refresh_row(a, o, e, now):  # type: ignore[no-untyped-def]
             for k in range(5, 12):
                 a[r + k] = 0
             a[r + 8] = a[e + E_TOTAL]
+            for k in range(PUSH_TOLD, PUSH_MODEL):
+                a[r + _SHIFT + k] = 0
+            for k in range(PUSH_MODEL, PUSH_SIZE):
+                a[r + _SHIFT + k] = a[p + k]
     elif _show(a, e, r, a[p]):
-        for k in range(1, PUSH_SIZE):
+        for k in range(1, PUSH_TOLD):
             a[r + 4 + k] = a[p + k]
+        for k in range(PUSH_TOLD, PUSH_SIZE):
+            a[r + _SHIFT + k] = a[p + k]
 
 
 @kernel

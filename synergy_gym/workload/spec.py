@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,24 @@ class SessionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplaySpec:
+    """Load-generator clients that send the requests of a log again.
+
+    Attributes:
+        pace: "even": in the order of the log at even distances, whatever its timestamps;
+            "timestamps": at the log's times, which are whole multiples of `resolution_s`, so
+            that all requests of a client with one timestamp come at once.
+        client_rps: the most requests per second that one client sends; there are
+            ceil(rate / client_rps) of them, each with its own phase.
+        resolution_s: resolution of the log's timestamps, seconds; "timestamps" only.
+    """
+
+    pace: Literal["even", "timestamps"]
+    client_rps: float = 5.0
+    resolution_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class TrafficSpec:
     """All that decides an episode's requests, except rate, horizon and seed.
 
@@ -80,6 +98,7 @@ class TrafficSpec:
         output: output lengths.
         correlation: correlation of the normal scores of prompt and output length, [-1, 1].
         sessions: conversations, or `None` for single requests.
+        replay: send what the fields above describe as a load generator does, or `None`.
         slo_mix: share of each SLO class, in the order of the scenario's classes; sums to 1.
             A session belongs to one class.
         priorities: priority of each SLO class (vLLM: smaller is more urgent); empty: all 0.
@@ -91,5 +110,6 @@ class TrafficSpec:
     output: LengthSpec | None = None
     correlation: float | None = None
     sessions: SessionSpec | None = None
+    replay: ReplaySpec | None = None
     slo_mix: tuple[float, ...] = (1.0,)
     priorities: tuple[int, ...] = ()

@@ -10,7 +10,13 @@ from synergy_gym.strict_toml import Table, suggest
 from synergy_gym.workload.arrivals import ARRIVALS, options_of
 from synergy_gym.workload.lengths import LENGTHS
 from synergy_gym.workload.presets import PRESETS
-from synergy_gym.workload.spec import ArrivalSpec, LengthSpec, SessionSpec, TrafficSpec
+from synergy_gym.workload.spec import (
+    ArrivalSpec,
+    LengthSpec,
+    ReplaySpec,
+    SessionSpec,
+    TrafficSpec,
+)
 
 _SECONDS = "a time in seconds"
 _TOKENS = "a number of tokens"
@@ -107,6 +113,18 @@ class SessionTable(Table):
         return SessionSpec(turns=self.turns.spec(), **self.model_dump(exclude={"turns"}))
 
 
+class ReplayTable(Table):
+    """`[traffic.replay]`: the requests sent again by load-generator clients."""
+
+    pace: Literal["even", "timestamps"] = Field(description='"even" or "timestamps"')
+    client_rps: float = Field(5.0, gt=0, description="requests per second of one client, > 0")
+    resolution_s: float = Field(1.0, gt=0, description=f"{_SECONDS}, > 0")
+
+    def spec(self) -> ReplaySpec:
+        """The description that this table stands for."""
+        return ReplaySpec(**self.model_dump())
+
+
 class TrafficTable(Table):
     """`[traffic]`: a built-in generator, or arrivals and lengths, or both (the latter win)."""
 
@@ -116,6 +134,7 @@ class TrafficTable(Table):
     output: LengthTable | None = Field(None, description="the table [traffic.output]")
     correlation: float | None = Field(None, ge=-1, le=1, description="a correlation, -1 to 1")
     sessions: SessionTable | None = Field(None, description="the table [traffic.sessions]")
+    replay: ReplayTable | None = Field(None, description="the table [traffic.replay]")
     slo_mix: tuple[float, ...] = Field((1.0,), min_length=1, description="shares that sum to 1")
     priorities: tuple[int, ...] = Field((), description="one priority per SLO class")
 
@@ -129,6 +148,8 @@ class TrafficTable(Table):
             raise ValueError(f"slo_mix: {list(self.slo_mix)} must be shares that sum to 1")
         if self.priorities and len(self.priorities) != len(self.slo_mix):
             raise ValueError("priorities: must be as many as slo_mix")
+        if self.replay and self.sessions and self.sessions.closed_loop:
+            raise ValueError("replay: a log has fixed times; set sessions.closed_loop = false")
         return self
 
     def spec(self) -> TrafficSpec:
@@ -140,6 +161,7 @@ class TrafficTable(Table):
             output=None if self.output is None else self.output.spec(),
             correlation=self.correlation,
             sessions=None if self.sessions is None else self.sessions.spec(),
+            replay=None if self.replay is None else self.replay.spec(),
             slo_mix=self.slo_mix,
             priorities=self.priorities,
         )

@@ -12,10 +12,12 @@ from synergy_gym.workload.arrivals import draw_arrivals
 from synergy_gym.workload.base import Workload, make_workload
 from synergy_gym.workload.lengths import draw_pairs
 from synergy_gym.workload.presets import PRESETS
+from synergy_gym.workload.replay import resend
 from synergy_gym.workload.sessions import Talk, session_workload
 from synergy_gym.workload.spec import (
     ArrivalSpec,
     LengthSpec,
+    ReplaySpec,
     SessionSpec,
     TrafficSpec,
 )
@@ -23,6 +25,7 @@ from synergy_gym.workload.spec import (
 __all__ = [
     "ArrivalSpec",
     "LengthSpec",
+    "ReplaySpec",
     "SessionSpec",
     "TrafficSpec",
     "build_workload",
@@ -56,14 +59,13 @@ def build_workload(spec: TrafficSpec, rate_rps: float, horizon_s: float, seed: i
         ValueError: the spec is incomplete, names something unknown, or is out of range.
     """
     full = resolve(spec)
-    recipe = _recipe(full)
-    if full.sessions is not None:
-        talk = Talk(full.sessions, recipe.prompt, recipe.output, recipe.correlation)
-        workload, lots = session_workload(talk, recipe.arrivals, rate_rps, horizon_s, seed)
-    else:
-        workload = _requests(recipe, rate_rps, horizon_s, seed)
-        lots = stream(seed, "content").random(len(workload))
-    return _with_classes(workload, lots, full)
+
+    def log(span_s: float) -> tuple[Workload, FloatArray]:
+        return _log(full, rate_rps, span_s, seed)
+
+    if full.replay is None:
+        return _with_classes(*log(horizon_s), full)
+    return _with_classes(*resend(full.replay, log, rate_rps, horizon_s, seed), full)
 
 
 def resolve(spec: TrafficSpec) -> TrafficSpec:
@@ -90,6 +92,18 @@ def _recipe(spec: TrafficSpec) -> _Recipe:
     return _Recipe(
         spec.arrivals or ArrivalSpec(), spec.prompt, spec.output, spec.correlation or 0.0
     )
+
+
+def _log(
+    spec: TrafficSpec, rate_rps: float, span_s: float, seed: int
+) -> tuple[Workload, FloatArray]:
+    """The requests as users make them on [0, span), and a lot in [0, 1) per request."""
+    recipe = _recipe(spec)
+    if spec.sessions is not None:
+        talk = Talk(spec.sessions, recipe.prompt, recipe.output, recipe.correlation)
+        return session_workload(talk, recipe.arrivals, rate_rps, span_s, seed)
+    workload = _requests(recipe, rate_rps, span_s, seed)
+    return workload, stream(seed, "content").random(len(workload))
 
 
 def _requests(recipe: _Recipe, rate_rps: float, horizon_s: float, seed: int) -> Workload:

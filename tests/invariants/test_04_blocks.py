@@ -44,7 +44,7 @@ def block_tables(sim: Simulator, engine: int) -> list[IntArray]:
     size = int(a[e + L.E_BLOCK_SIZE])
     in_flight = a[e + L.E_FLIGHT] and a[e + L.P_SEQUENCES]
     tables = []
-    for r, *_ in sim._queue(e, running=True).tolist():
+    for r in sim._queue(e, running=True)[0].tolist():
         q = int(a[L.H_REQ]) + r * L.REQUEST_SIZE
         tokens, state = int(a[q + L.F_OFF]), int(a[q + L.F_STATE])
         if state & L.STATE_MASK == L.DECODE:

@@ -17,11 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synergy_gym.latency.terms import StepTerms
-from synergy_gym.sim.points import ROUTE
+from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.types import (
     NS_PER_S,
     SLO,
+    BatchDecision,
     DecisionRule,
+    EngineAdvert,
     EngineSpec,
     IntArray,
     RouterRow,
@@ -169,3 +171,27 @@ def test_many_pushes_under_way_keep_their_delay(simulator: type) -> None:
         at = int(sim.router_rows()[0, RouterRow.PUSH_NS])
         assert at == 0 or sim.now_ns - at >= 300_000_000
         sim.route(0)
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+@given(telemetry=telemetries(), seed=SEEDS)
+def test_adverts_are_unseen_before_the_iteration_ends(
+    simulator: type, telemetry: TelemetrySpec, seed: int
+) -> None:
+    """Every decision advertises its own number; a router sees those of ended iterations only."""
+    sim = episode(simulator, telemetry, seed)
+    begun_s: list[list[float]] = [[] for _ in range(COUNT)]
+    while (point := sim.advance()) != DONE:
+        if point == BATCH:
+            engine = sim.point_engine
+            begun_s[engine].append(sim.now_ns / NS_PER_S)
+            number = len(begun_s[engine])
+            sim.batch(BatchDecision(64, advert=EngineAdvert(capacity=number, peak_tps=number)))
+            continue
+        for engine, row in enumerate(sim.router_rows()):
+            told, kept = row[[RouterRow.PUSH_CAPACITY, RouterRow.PUSH_PEAK_MILLITPS]] // 1000
+            assert told in (0, kept), "a heartbeat says 0, and leaves the engine's model"
+            if kept:
+                assert begun_s[engine][kept - 1] < row[RouterRow.PUSH_NS] / NS_PER_S
+                assert begun_s[engine][kept - 1] <= sim.last_step(engine).start_s
+        sim.route(int(sim.now_ns % COUNT))

@@ -102,7 +102,7 @@ def make_world(rng: np.random.Generator, count: int) -> World:
             name=f"e{index}",
             gpu="g",
             model="m",
-            profile="p",
+            profile="h100-llama-3.1-8b",  # published: LENS is ready at once
             max_num_seqs=int(rng.integers(2, 12)),
             max_num_batched_tokens=2048,
             max_model_len=512,

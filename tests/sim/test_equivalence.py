@@ -99,6 +99,11 @@ def test_compiled_and_reference_agree(episode: Episode) -> None:
     same_results(*play_both(episode), episode)
 
 
+@given(episode=episodes(saturation=True))
+def test_both_agree_where_a_saturation_model_times_the_steps(episode: Episode) -> None:
+    same_results(*play_both(episode), episode)
+
+
 @given(episode=episodes())
 def test_completions_agree(episode: Episode) -> None:
     """Nobody routes with `auto_route`, so nobody is told who left either."""
