@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import inspect
 import json
+import sys
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +26,10 @@ from synergy_gym.types import (
     RequestView,
     StepReport,
 )
+
+_DECIDING = ("synergy_gym.policies", "synergy_gym.latency")
+_REGISTERING = frozenset({"synergy_gym.policies.registry", "synergy_gym.policies.convert"})
+"""They find and build policies, and decide nothing."""
 
 
 class Policy:
@@ -60,14 +67,16 @@ class Policy:
         return ":".join([name, ",".join(f"{k}={v}" for k, v in values.items())]).rstrip(":")
 
     def policy_hash(self) -> str:
-        """SHA-256 (hex) over the policy's class, parameters and source file.
+        """SHA-256 (hex) over the policy's class, parameters and the files of its classes.
 
         Two policies with one hash decide alike; a changed file changes the hash.
         """
         cls = type(self)
         head = [cls.__module__, cls.__qualname__, self.parameters()]
         digest = hashlib.sha256(json.dumps(head, sort_keys=True, default=repr).encode())
-        digest.update(_source_bytes(cls))
+        for base in cls.__mro__:
+            if base.__module__ not in (__name__, "builtins"):
+                digest.update(_source_bytes(base))
         return digest.hexdigest()
 
 
@@ -84,19 +93,46 @@ def default_of(item: Field[Any]) -> Any:
 
 
 def _source_bytes(cls: type) -> bytes:
+    """Sources of the policy's file and of the policy and latency modules that it uses."""
     try:
         path = inspect.getsourcefile(cls)
     except TypeError:  # a class typed into an interpreter has no file
         path = None
     if path is None or not Path(path).is_file():
         return b""
-    return Path(path).read_bytes().replace(b"\r\n", b"\n")
+    files = [Path(path), *sorted(_used_files(path) - {Path(path)})]
+    return b"".join(file.read_bytes().replace(b"\r\n", b"\n") for file in files)
+
+
+@functools.cache
+def _used_files(path: str) -> frozenset[Path]:
+    """Files of `synergy_gym.policies` and `.latency` that a file imports, directly or not."""
+    found: set[Path] = set()
+    left = [path]
+    while left:
+        for node in ast.walk(ast.parse(Path(left.pop()).read_bytes())):
+            name = node.module if isinstance(node, ast.ImportFrom) else None
+            if name is None or not name.startswith(_DECIDING) or name in _REGISTERING:
+                continue
+            names = [name, *(f"{name}.{alias.name}" for alias in getattr(node, "names", ()))]
+            origins = [getattr(sys.modules.get(name), "__file__", None) for name in names]
+            for origin in origins:
+                if origin and Path(origin) not in found:
+                    found.add(Path(origin))
+                    left.append(origin)
+    return frozenset(found)
 
 
 class EnginePolicy(Policy):
-    """Decides what the next iteration of one engine may take; one instance per engine."""
+    """Decides what the next iteration of one engine may take; one instance per engine.
+
+    Attributes:
+        uses_token_caps: whether its decisions hold token caps above zero, which the simulator
+            obeys and a live engine cannot (skips, 0, work on both).
+    """
 
     information: ClassVar[frozenset[str]] = frozenset({"engine"})
+    uses_token_caps: ClassVar[bool] = False
 
     def reset(self, rng: np.random.Generator, spec: EngineSpec, slos: tuple[SLO, ...]) -> None:
         """Start an episode: forget everything.

@@ -9,13 +9,12 @@ Information class: router.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 
 from synergy_gym.policies.base import RouterPolicy
+from synergy_gym.policies.prefix_memory import PrefixMap
 from synergy_gym.policies.registry import router_policy
 from synergy_gym.types import SLO, ClusterView, EngineSpec, IntArray, RequestView
 
@@ -40,48 +39,22 @@ class PrefixAware(RouterPolicy):
         self, rng: np.random.Generator, engines: tuple[EngineSpec, ...], slos: tuple[SLO, ...]
     ) -> None:
         """Forget every prefix."""
-        self._known = [_BlockMemory(self.memory_blocks or spec.kv_blocks) for spec in engines]
+        self._known = PrefixMap(engines, self.memory_blocks)
 
     def route(self, request: RequestView, cluster: ClusterView) -> int:
         """The longest match if it is worth it, else the fewest requests in flight."""
-        for engine in (~cluster.alive).nonzero()[0]:
-            self._known[engine].clear()  # it comes back with a cold cache
+        self._known.forget(~cluster.alive)
         blocks: list[int] = request.block_hashes.tolist()
         load = cluster.in_flight
         choice = cluster.argmin(load)
         if blocks and not self._out_of_balance(load[cluster.alive]):
-            matches = np.array([known.match(blocks) for known in self._known])
+            matches = self._known.matches(blocks)
             if matches[cluster.alive].max() > self.cache_threshold * len(blocks):
                 best = matches == matches[cluster.alive].max()
                 choice = cluster.argmin(np.where(best, load, np.inf))
-        self._known[choice].insert(blocks)
+        self._known.insert(choice, blocks)
         return choice
 
     def _out_of_balance(self, load: IntArray) -> bool:
         low, high = int(load.min()), int(load.max())
         return high - low > self.balance_abs and high > self.balance_rel * low
-
-
-class _BlockMemory:
-    """The last blocks that one engine was sent, least recently used out first.
-
-    Chains are stored leaf first, so a block always outlives the blocks that follow it and
-    the known part of a chain is a prefix, which a binary search finds.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._blocks: OrderedDict[int, None] = OrderedDict()
-        self.clear = self._blocks.clear
-
-    def match(self, chain: list[int]) -> int:
-        """Length of the longest known prefix of `chain`, in blocks."""
-        return bisect_left(chain, 1, key=lambda block: block not in self._blocks)
-
-    def insert(self, chain: list[int]) -> None:
-        """Remember a chain as just used."""
-        for block in reversed(chain):
-            self._blocks[block] = None
-            self._blocks.move_to_end(block)
-        while len(self._blocks) > self._capacity:
-            self._blocks.popitem(last=False)

@@ -16,6 +16,7 @@ import pytest
 from synergy_gym.policies import (
     EnginePolicy,
     RouterPolicy,
+    base,
     describe,
     engine_policies,
     engine_policy,
@@ -31,8 +32,10 @@ from synergy_gym.types import ClusterView, EngineSpec, RequestView
 FOLDER = Path(registry.__file__).parent
 ENGINE = {"vllm-v1", "vllm-v0", "sarathi-512", "static-256", "static-1024", "static-2048"}
 ENGINE |= {"shortest-prompt", "earliest-deadline", "random"}
+ENGINE |= {"lens-ref", "lens-6p", "lens-guarded", "lens-e2e", "lens-plus"}
 ROUTER = {"random", "round-robin", "session", "weighted", "least-loaded", "latency-based"}
 ROUTER |= {"least-outstanding", "power-of-two", "least-kv", "prefix-aware"}
+ROUTER |= {"rr-veto", "lmetric", "block", "preble", "prism-ref", "prism-fixed", "prism-plus"}
 SMALL = EngineSpec("small", "g", "m", "p", 8, 128, 1024, 100)
 
 
@@ -90,6 +93,17 @@ def test_label_builds_the_same_engine_policy(name: str) -> None:
     assert policy.label == name
     assert again == policy
     assert again.policy_hash() == policy.policy_hash()
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [("lens-ref", "lens_search.py"), ("lens-plus", "pacing.py"), ("lens-plus", "rls.py")],
+)
+def test_the_hash_covers_the_modules_that_a_policy_uses(name: str, shared: str) -> None:
+    files = {path.name for path in base._used_files(describe(name, "engine").source)}
+    assert shared in files
+    assert "registry.py" not in files
+    assert "pacing.py" not in {f.name for f in base._used_files(describe("vllm-v1").source)}
 
 
 def test_parameters_are_converted(tuned_spec: str) -> None:
@@ -219,7 +233,8 @@ def test_plugins_are_loaded_and_broken_ones_are_loud(monkeypatch: pytest.MonkeyP
 
 
 def test_import_is_light() -> None:
-    heavy = {"pandas", "torch", "matplotlib", "stable_baselines3", "vllm", "scipy"}
+    # numba loads scipy's own package to read its version, and none of its parts.
+    heavy = {"pandas", "torch", "matplotlib", "stable_baselines3", "vllm", "scipy.optimize"}
     code = (
         "import sys; from synergy_gym.policies import engine_policies; engine_policies(); "
         f"print(sorted({heavy} & set(sys.modules)))"

@@ -23,7 +23,6 @@ CANDIDATES = (
     ("synergy_gym.sim.cluster", "Simulator"),
 )
 SLOS = (SLO("chat", ttft_s=0.4), SLO("batch", e2e_s=5.0), SLO("code", ttft_s=0.1))
-NAMES = [name for name in engine_policies() if name not in ("vllm-v0", "random")]
 
 
 def simulators() -> Iterator[type]:
@@ -53,6 +52,15 @@ def make_spec(rng: np.random.Generator) -> EngineSpec:
     return EngineSpec("e", "g", "m", "p", seqs, 2048, 512, blocks)
 
 
+def has_rule(name: str) -> bool:
+    policy = make_engine_policy(name)
+    policy.reset(np.random.default_rng(0), make_spec(np.random.default_rng(0)), SLOS)
+    return policy.rule() is not None
+
+
+NAMES = [name for name in engine_policies() if has_rule(name)]
+
+
 def play(simulator: type, name: str, seed: int, ruled: bool) -> list[Any]:
     """Everything that happened."""
     rng = np.random.default_rng(seed)
@@ -77,8 +85,9 @@ def play(simulator: type, name: str, seed: int, ruled: bool) -> list[Any]:
     return [happened, sim.last_step(0), sim.log_hash() if queue_order else ""]
 
 
-def test_a_simulator_is_there() -> None:
+def test_simulators_and_rules_are_there() -> None:
     assert SIMULATORS
+    assert set(NAMES) >= {"vllm-v1", "sarathi-512", "shortest-prompt", "earliest-deadline"}
 
 
 @pytest.mark.parametrize("simulator", SIMULATORS)

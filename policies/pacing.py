@@ -1,0 +1,204 @@
+"""What running decodes allow, and which prompts can be on time: compiled parts of lens-plus.
+
+All arrays are one-dimensional; see `tests/policies/test_pacing.py` for the same in plain Python.
+"""
+
+from __future__ import annotations
+
+from synergy_gym.jit import kernel
+from synergy_gym.latency.rls import predict
+
+DECODES, CONTEXT, DECODE_MS, TARGET_MS, PACE_MS = 0, 1, 2, 3, 4
+PREFILLS, PREFILL_TOKENS, PREFILL_CONTEXT, LATE_PREFILLS, OUT_OF_PLACE = 5, 6, 7, 8, 9
+SUMMARY_SIZE = 10
+TAIL_SIZE = 32
+NEVER = 1e18
+
+
+@kernel
+def summarize(prompt, generated, computed, waited, age, slo, limits, out):  # type: ignore[no-untyped-def]
+    """Count decodes and prefills of the running list into `out`.
+
+    `limits` holds TTFT, TPOT and E2E objectives per class (s, `NEVER` without one).
+    `OUT_OF_PLACE` counts prefills with a decode behind them, `LATE_PREFILLS` those whose
+    first token is overdue.
+    """
+    for i in range(SUMMARY_SIZE):
+        out[i] = 0.0
+    pending = 0.0
+    for i in range(len(prompt)):
+        left = prompt[i] + generated[i] - computed[i]
+        if left == 1 and generated[i] > 0:
+            out[DECODES] += 1.0
+            out[CONTEXT] += computed[i]
+            out[OUT_OF_PLACE] += pending
+            pending = 0.0
+        else:
+            pending += 1.0
+            out[PREFILLS] += 1.0
+            out[PREFILL_TOKENS] += left
+            out[PREFILL_CONTEXT] += computed[i]
+            if age[i] < 0.0 and waited[i] > limits[3 * slo[i]]:
+                out[LATE_PREFILLS] += 1.0
+
+
+@kernel
+def _enter(tail, size, value):  # type: ignore[no-untyped-def]
+    """Keep the `size` smallest values seen in `tail`, ascending."""
+    i = size - 1
+    if value >= tail[i]:
+        return
+    while i > 0 and tail[i - 1] > value:
+        tail[i] = tail[i - 1]
+        i -= 1
+    tail[i] = value
+
+
+@kernel
+def pace(  # type: ignore[no-untyped-def]
+    prompt,
+    generated,
+    computed,
+    waited,
+    age,
+    slo,
+    limits,
+    remaining,
+    knobs,
+    tail,
+    model,
+    out,
+):
+    """How long the next step may take, in ms: `out[TARGET_MS]`, `out[PACE_MS]`.
+
+    `remaining` and `knobs[0]` are `OutputLengths.remaining` and `.high`; the other knobs are
+    margin, share of decodes that may be sacrificed, and how much slower than a step of decodes
+    alone the future is taken to be. `model` is the state of `latency.rls`.
+
+    A decode with n tokens in all keeps its TPOT when its decode time stays below
+    TPOT * (n - 1). It may spend now what is left after n - g - 1 steps of decodes alone. The
+    target is what all but a few of the decodes allow, `PACE_MS` the steady step that keeps the
+    tightest of them on schedule. Decodes that have missed an objective, or that no pace can
+    save, have none to keep and are left out.
+    """
+    high, margin, share, slower = knobs[0], knobs[1], knobs[2], knobs[3]
+    decodes = out[DECODES]
+    alone = predict(model, decodes, decodes, out[CONTEXT], 0.0, 0.0, decodes)
+    out[DECODE_MS] = alone
+    future = alone * slower / 1e3
+    size = min(int(share * decodes) + 1, TAIL_SIZE)
+    for i in range(size):
+        tail[i] = NEVER
+    slowest = NEVER
+    last = len(remaining) - 1
+    for i in range(len(prompt)):
+        g = generated[i]
+        if g == 0 or prompt[i] + g - computed[i] != 1:
+            continue
+        if waited[i] - age[i] > limits[3 * slo[i]]:
+            continue
+        tpot, e2e = limits[3 * slo[i] + 1], limits[3 * slo[i] + 2]
+        low = g + remaining[min(g, last)]
+        long = max(high, low)
+        spared = tpot * (long - 1) - age[i] - (long - g) * alone / 1e3
+        if spared < 0.0 or e2e - waited[i] < alone / 1e3:
+            continue
+        allowed = margin * tpot * (low - 1) - age[i] - (low - g - 1) * future
+        steady = margin * tpot
+        if high > 0.0 and e2e < NEVER:
+            allowed = min(allowed, margin * e2e - waited[i] - (max(high, g + 1) - g - 1) * future)
+            # Where outputs of that length cannot be saved, shorter ones still can.
+            e2e_pace = (margin * e2e - (waited[i] - age[i])) / high
+            steady = min(steady, max(e2e_pace, 1.25 * alone / 1e3))
+        _enter(tail, size, allowed)
+        slowest = min(slowest, steady)
+    out[PACE_MS] = min(slowest, NEVER / 1e3) * 1e3
+    out[TARGET_MS] = max(min(tail[size - 1], NEVER / 1e3) * 1e3, out[PACE_MS])
+
+
+@kernel
+def _push(heap, size, key, item):  # type: ignore[no-untyped-def]
+    """Add to a binary max-heap of (key, item) pairs."""
+    i = size
+    while i > 0:
+        up = (i - 1) // 2
+        if heap[2 * up] >= key:
+            break
+        heap[2 * i], heap[2 * i + 1] = heap[2 * up], heap[2 * up + 1]
+        i = up
+    heap[2 * i], heap[2 * i + 1] = key, item
+
+
+@kernel
+def _pop(heap, size):  # type: ignore[no-untyped-def]
+    """Remove the largest pair of a heap of `size`; its item."""
+    item = heap[1]
+    key, last = heap[2 * size - 2], heap[2 * size - 1]
+    n = size - 1
+    i = 0
+    while 2 * i + 1 < n:
+        child = 2 * i + 1
+        if child + 1 < n and heap[2 * child + 2] > heap[2 * child]:
+            child += 1
+        if heap[2 * child] <= key:
+            break
+        heap[2 * i], heap[2 * i + 1] = heap[2 * child], heap[2 * child + 1]
+        i = child
+    heap[2 * i], heap[2 * i + 1] = key, last
+    return item
+
+
+@kernel
+def slack(waited, slo, limits, out):  # type: ignore[no-untyped-def]
+    """Seconds until each first token is due; without a TTFT objective 0.7 of the E2E one."""
+    for i in range(len(waited)):
+        due = min(limits[3 * slo[i]], 0.7 * limits[3 * slo[i] + 2])
+        out[i] = due - waited[i]
+
+
+@kernel
+def on_time(  # type: ignore[no-untyped-def]
+    by_slack, slack_s, prompt, generated, token_s, start_s, hopeless, heap, keep, order
+):
+    """Order the waiting queue so that the most first tokens are on time; how many can be.
+
+    Moore and Hodgson's algorithm (Moore, Management Science 15, 1968) for one machine, which is
+    optimal: prompts are added by due time, and whenever one would be late the longest is taken
+    out. `by_slack` orders them, each occupies the engine for `token_s` per token, `start_s` lies
+    before the first. A prompt with less slack than `hopeless` times its own work is late anyway.
+
+    Writes to `order` first the requests that stream already (preempted ones), then the punctual
+    ones, then the late ones, each by due time; returns the size of the first two groups.
+    `heap` has room for two values per prompt, `keep` for one.
+    """
+    size = 0
+    now = start_s
+    n = len(by_slack)
+    for place in range(n):
+        i = by_slack[place]
+        work = (prompt[i] + generated[i]) * token_s
+        keep[i] = 1
+        if generated[i] > 0:
+            keep[i] = 2
+            now += work
+        elif slack_s[i] < hopeless * work:
+            keep[i] = 0
+        else:
+            now += work
+            _push(heap, size, work, float(i))
+            size += 1
+            if now > slack_s[i]:
+                longest = int(_pop(heap, size))
+                size -= 1
+                keep[longest] = 0
+                now -= (prompt[longest] + generated[longest]) * token_s
+    at = 0
+    punctual = 0
+    for group in range(2, -1, -1):
+        for place in range(n):
+            if keep[by_slack[place]] == group:
+                order[at] = by_slack[place]
+                at += 1
+        if group == 1:
+            punctual = at
+    return punctual
