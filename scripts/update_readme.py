@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,10 @@ from typing import Any
 
 import pandas as pd
 
-from synergy_gym.evaluation.leaderboard import capacity_table, part_rows
+from synergy_gym.evaluation.jobs import TRACK_LAYERS
+from synergy_gym.evaluation.leaderboard import capacity_table
 from synergy_gym.evaluation.suites import Part, find_suite
-from synergy_gym.evaluation.tables import markdown, ranking
+from synergy_gym.evaluation.tables import decision_times, markdown, ranking
 from synergy_gym.policies.registry import (
     PolicyInfo,
     describe,
@@ -37,9 +39,15 @@ from synergy_gym.workload.traces import list_formats
 ROOT = Path(__file__).resolve().parents[1]
 BOARD = ROOT / "experiments" / "leaderboard" / "quick"
 IMAGES = ROOT / "docs" / "images"
-PLOTS = ("attainment-router-hetero-3.png", "attainment-engine-chat-h100.png")
+PLOTS = (
+    "attainment-router-hetero-3.png",
+    "attainment-engine-chat-h100.png",
+    "attainment-joint-hetero-3.png",
+)
 TEXT_COLUMNS = frozenset({"suite", "scenario", "engine_policy", "router_policy", "log_hash"})
 FOR_TESTS = "smoke"
+
+Rows = Sequence[dict[str, Any]]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -60,29 +68,50 @@ def _value(name: str, text: str) -> Any:
 
 def leaderboard() -> str:
     """One ranking per part of the quick suite, from the committed results."""
-    rows = read_rows(BOARD / "results.csv")
+    rows, timings = (read_rows(BOARD / f"{name}.csv") for name in ("results", "timings"))
     used = {
         part["track"]: part for part in json.loads((BOARD / "manifest.json").read_text())["parts"]
     }
     return "\n\n".join(
-        _board(part, part_rows(part, rows), used[part.track]) for part in find_suite("quick").parts
+        _board(part, part.rows(rows), part.rows(timings), used[part.track])
+        for part in find_suite("quick").parts
     )
 
 
-def _board(part: Part, rows: Sequence[dict[str, Any]], used: dict[str, Any]) -> str:
-    by = f"{part.track}_policy"
-    table = ranking(rows, by)
+def _board(part: Part, rows: Rows, timings: Rows, used: dict[str, Any]) -> str:
+    table = ranking(rows, part.track)
+    policies = list(table["policy"])
     loads = [name for name in table.columns if name.startswith("load ")]
     shown = table[["rank", "policy", "slo_attainment", "low", "high", *loads]]
-    capacity = capacity_table(rows, by, list(table["policy"])).drop(columns="policy")
-    shown = shown.assign(capacity=capacity.agg(", ".join, axis=1))
+    capacity = capacity_table(rows, part.track, policies).drop(columns="policy")
+    times = decision_times(timings, part.track, policies)
+    shown = shown.assign(
+        capacity=capacity.agg(", ".join, axis=1),
+        **{f"decision, us{layer}": text for layer, text in _decisions(part, times).items()},
+    )
     seeds = sorted({row["seed"] for row in rows})
     caption = (
-        f"**{part.track.capitalize()} policies on `{'`, `'.join(part.scenarios)}`** (simulated; "
+        f"**{part.title} on `{'`, `'.join(part.scenarios)}`** (simulated; "
         f"arrivals of {used['horizon_s']:g} s, the first {used['warmup_s']:g} s not scored; "
-        f"test seeds {', '.join(map(str, seeds))}):"
+        f"test seeds {', '.join(map(str, seeds))}; decision: mean / P99 of processor time on the "
+        "machine that ran this, `-`: a compiled rule):"
     )
     return f"{caption}\n\n{markdown(shown).rstrip()}"
+
+
+def _decisions(part: Part, times: pd.DataFrame) -> dict[str, list[str]]:
+    """Per competing layer the column of decision times, by what its heading adds."""
+    layers = TRACK_LAYERS[part.track]
+    columns = {
+        layer: zip(times[f"{layer}_mean_us"], times[f"{layer}_p99_us"], strict=True)
+        for layer in layers
+    }
+    return {
+        f" ({layer})" if len(layers) > 1 else "": [
+            "-" if math.isnan(mean) else f"{mean:.0f} / {p99:.0f}" for mean, p99 in column
+        ]
+        for layer, column in columns.items()
+    }
 
 
 def scenarios() -> str:
@@ -117,9 +146,15 @@ def _traffic(scenario: Scenario) -> str:
     if spec.generator is None:
         kinds = {"prompts": spec.prompt, "outputs": spec.output}
         parts = [f"{k} {v.kind}" for k, v in kinds.items() if v is not None]
-        return ", ".join([*parts, *(["sessions"] if spec.sessions else [])])
-    bursts = f", {spec.arrivals.kind} arrivals" if spec.arrivals else ""
-    return f"`{spec.generator}`{bursts}"
+        parts += ["sessions"] if spec.sessions else []
+    else:
+        parts = [f"`{spec.generator}`"]
+        parts += [f"{spec.arrivals.kind} arrivals"] if spec.arrivals else []
+    parts += [_PACES[spec.replay.pace]] if spec.replay else []
+    return ", ".join(parts)
+
+
+_PACES = {"even": "evenly resent", "timestamps": "resent in bursts"}
 
 
 def engines() -> str:

@@ -119,6 +119,9 @@ def run(
         str | None, typer.Option(help="Router policy, or `all` for every registered one.")
     ] = None,
     load: Annotated[float | None, typer.Option(help="Multiple of the scenario's rate.")] = None,
+    clock: Annotated[
+        str | None, typer.Option(help="Time steps by measured, saturation, saturation-six, ...")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of traffic, noise and policies.", min=0)] = 0,
     trace: Annotated[Path | None, typer.Option(help="Play this trace instead.")] = None,
     format: Annotated[str | None, typer.Option(help="Layout of the trace.")] = None,
@@ -142,6 +145,8 @@ def run(
     from synergy_gym.scenario import load_scenario
 
     world = load_scenario(scenario)
+    if clock is not None:
+        world = world.with_clock(clock)
     options = {"format": format, "rate_scale": rate_scale, "limit": limit, "start": start}
     options |= {"end": end, "zero_output": zero_output, "rate": rate}
     workload = _trace_workload(trace, options)
@@ -248,7 +253,7 @@ def command_line() -> str:
 @app.command()
 def leaderboard(
     out: Annotated[Path, typer.Option(help="Folder for tables, plots and manifest.")],
-    suite: Annotated[str, typer.Option(help="quick, engine, router or full.")] = "quick",
+    suite: Annotated[str, typer.Option(help="quick, engine, router, joint or full.")] = "quick",
     jobs: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
 ) -> None:
     """Play a suite and rank its policies; an interrupted run goes on where it stopped."""
@@ -272,7 +277,7 @@ def leaderboard(
             tables.error(f"interrupted; the same command with --out {out} goes on from here")
             raise typer.Exit(INTERRUPTED) from None
     for part, ranked in report.rankings():
-        title = f"{part.track} policies on {', '.join(part.scenarios)} (simulated)"
+        title = f"{part.title} on {', '.join(part.scenarios)} (simulated)"
         tables.show(tables.ranking_table(title, ranked))
     tables.note(f"written to {out}")
     for job, text in report.failures.items():

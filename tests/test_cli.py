@@ -87,6 +87,20 @@ def test_run_without_a_policy_plays_every_baseline(
         assert len(list(out_dir.glob("*/summary.json"))) == len(names)
 
 
+def test_run_with_another_clock(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    base = ("run", "smoke", "--engine-policy", "vllm-v1", "--out", tmp_path)
+    hashes = []
+    for clock in ("measured", "saturation", "saturation-six"):
+        code, out, _ = cli(capsys, *base, "--clock", clock)
+        assert code == 0
+        assert (f"@{clock}" in out) == (clock != "measured")
+        hashes.append(json.loads((tmp_path / "summary.json").read_text())["log_hash"])
+    assert len(set(hashes)) == 3
+    assert "no clock 'wall'; choose one of measured" in refused(
+        capsys, "run", "smoke", "--clock", "wall"
+    )
+
+
 def test_trace_options(capsys: pytest.CaptureFixture[str], tmp_path: Path, trace: Path) -> None:
     base = ("run", "chat-h100", "--engine-policy", "vllm-v1", "--trace", trace, "--format", "azure")
     for options, offered in ((("--limit", 1), 1), (("--start", 1), 2), (("--end", 1), 1)):

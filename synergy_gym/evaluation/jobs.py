@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
 from synergy_gym.evaluation.runner import EnginePolicySpec, Result, RouterPolicySpec, evaluate
 from synergy_gym.metrics import latencies, scored, select
 
+Track = Literal["engine", "router", "joint"]
+"""Which layer competes; on the joint track pairs of an engine and a router policy do."""
+TRACK_LAYERS: Mapping[Track, tuple[str, ...]] = MappingProxyType(
+    {"engine": ("engine",), "router": ("router",), "joint": ("engine", "router")}
+)
 KEY_COLUMNS = ("suite", "scenario", "load", "seed", "engine_policy", "router_policy")
 SUMMARY_COLUMNS = (
     "offered",
@@ -100,7 +106,17 @@ class Job:
 
     def __str__(self) -> str:
         _, scenario, load, seed, engine, router = self.key
-        return f"{scenario} load {load:g} seed {seed} {engine} + {router}"
+        return f"{scenario} load {load:g} seed {seed} {pair_label((engine, router))}"
+
+
+def pair_label(policies: Sequence[str]) -> str:
+    """How tables name policies that play together."""
+    return " + ".join(policies)
+
+
+def competitor(track: Track, row: Mapping[str, Any]) -> str:
+    """Who competes in a row of `results.csv` or `timings.csv`: a policy, or a pair of them."""
+    return pair_label([row[f"{layer}_policy"] for layer in TRACK_LAYERS[track]])
 
 
 @dataclass(frozen=True)
@@ -122,6 +138,7 @@ class Batch:
 
 
 OnResult = Callable[[Job, JobResult | str], None]
+Play = Callable[[Job], JobResult]
 
 
 def label(policy: Any) -> str:
@@ -180,10 +197,16 @@ def latency_histograms(result: Result) -> dict[str, list[int]]:
     }
 
 
-def run_jobs(jobs: Sequence[Job], processes: int = 1, on_result: OnResult | None = None) -> Batch:
+def run_jobs(
+    jobs: Sequence[Job],
+    processes: int = 1,
+    on_result: OnResult | None = None,
+    play: Play | None = None,
+) -> Batch:
     """Play jobs here or in spawned processes; one that fails does not stop the others.
 
     `on_result` is called in this process as each job ends, with its result or its error.
+    `play` plays one job, `run_job` unless given; several processes need one that can be pickled.
     """
     batch = Batch()
 
@@ -198,23 +221,25 @@ def run_jobs(jobs: Sequence[Job], processes: int = 1, on_result: OnResult | None
     workers = min(max(processes, 1), max(len(jobs), 1), 4 * (os.cpu_count() or 1))
     if workers == 1:
         for job in jobs:
-            finish(job, _attempt(job))
+            finish(job, _attempt(play or run_job, job))
     else:
-        _run_pool(jobs, workers, finish)
+        _run_pool(jobs, workers, finish, play or run_job)
     return batch
 
 
-def _attempt(job: Job) -> JobResult | str:
+def _attempt(play: Play, job: Job) -> JobResult | str:
     try:
-        return run_job(job)
+        return play(job)
     except Exception as error:  # a broken policy must not cost the other rows
         return describe(error)
 
 
-def _run_pool(jobs: Sequence[Job], workers: int, finish: OnResult) -> None:
+def _run_pool(jobs: Sequence[Job], workers: int, finish: OnResult, play: Play) -> None:
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent)
     try:
-        futures: dict[Future[JobResult | str], Job] = {pool.submit(_attempt, j): j for j in jobs}
+        futures: dict[Future[JobResult | str], Job] = {
+            pool.submit(_attempt, play, job): job for job in jobs
+        }
         for future in as_completed(futures):
             error = future.exception()
             finish(futures[future], describe(error) if error else future.result())

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 from synergy_gym.evaluation.jobs import (
     COLUMNS,
     KEY_COLUMNS,
+    TRACK_LAYERS,
     Job,
     JobResult,
+    Track,
     run_jobs,
 )
 from synergy_gym.evaluation.manifest import software, source_hash, write_json
 from synergy_gym.evaluation.suites import Part, Suite
 from synergy_gym.evaluation.tables import (
     Row,
+    by_competitor,
     capacities_of,
+    decision_times,
     markdown,
     page_table,
     ranking,
@@ -37,10 +41,11 @@ TIMING_COLUMNS = (
     "build_s",
     "play_s",
     "compiled_engines",
-    "engine_decisions",
-    "engine_decision_us",
-    "router_decisions",
-    "router_decision_us",
+    *(
+        f"{layer}_{name}"
+        for layer in ("engine", "router")
+        for name in ("decisions", "decision_mean_us", "decision_p99_us")
+    ),
 )
 NOTE = (
     "Everything on this page is simulated: engines are clocked by a step-latency model, no GPU "
@@ -67,21 +72,15 @@ class Report:
         """One ranking per part of the suite that has rows."""
         pairs = []
         for part in self.suite.parts:
-            rows = part_rows(part, self.rows)
+            rows = part.rows(self.rows)
             if rows:
-                pairs.append((part, ranking(rows, f"{part.track}_policy")))
+                pairs.append((part, ranking(rows, part.track)))
         return pairs
 
-
-def part_rows(part: Part, rows: Sequence[Row]) -> list[Row]:
-    """The rows that a part of a suite asked for."""
-    return [
-        row
-        for row in rows
-        if row["scenario"] in part.scenarios
-        and row["engine_policy"] in part.engine_policies
-        and row["router_policy"] in part.router_policies
-    ]
+    @property
+    def timings(self) -> list[Row]:
+        """The rows of `timings.csv`, sorted."""
+        return sorted_rows(result.timing for result in self.results.values())
 
 
 class ProgressLog:
@@ -180,7 +179,7 @@ def write_report(report: Report, command: str) -> None:
 
     out = report.out
     write_csv(out / "results.csv", report.rows, COLUMNS)
-    write_csv(out / "timings.csv", [r.timing for r in report.results.values()], TIMING_COLUMNS)
+    write_csv(out / "timings.csv", report.timings, TIMING_COLUMNS)
     write_json(out / "manifest.json", leaderboard_manifest(report, command))
     plots = write_plots(report, out / "plots")
     text = leaderboard_text(report, [path.relative_to(out).as_posix() for path in plots])
@@ -212,7 +211,8 @@ def leaderboard_text(report: Report, plots: Sequence[str]) -> str:
     """The Markdown page: one ranking per part, capacities, plots and failures."""
     lines = [f"# Leaderboard, suite `{report.suite.name}`", "", report.suite.description, "", NOTE]
     for part, table in report.rankings():
-        lines += ["", *_part_text(part, table, part_rows(part, report.rows))]
+        lines += ["", *_part_text(part, table, part.rows(report.rows))]
+        lines += ["", *_times_text(part, table, part.rows(report.timings))]
     lines += ["", "## Plots", "", *(f"![{Path(p).stem}]({p})" for p in plots if p.endswith(".png"))]
     if report.failures:
         lines += ["", "## Failed episodes", ""]
@@ -222,12 +222,11 @@ def leaderboard_text(report: Report, plots: Sequence[str]) -> str:
 
 def _part_text(part: Part, table: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
     seeds = sorted({row["seed"] for row in rows})
-    rival = part.router_policies if part.track == "engine" else part.engine_policies
     return [
-        f"## {part.track.capitalize()} policies",
+        f"## {part.title}",
         "",
         f"Scenarios {', '.join(part.scenarios)}; loads {_loads_text(rows)}; test seeds "
-        f"{', '.join(map(str, seeds))}; the other layer is {', '.join(rival)}. `slo_attainment` is "
+        f"{', '.join(map(str, seeds))}; {_others_text(part)}. `slo_attainment` is "
         "the mean share of offered requests that met every SLO, over scenario x load x seed, "
         "`low`..`high` its 95 % bootstrap interval over seeds, `iqm` the interquartile mean; "
         "`capacity` is the highest load with at least 90 % attainment, interpolated between "
@@ -240,8 +239,28 @@ def _part_text(part: Part, table: pd.DataFrame, rows: Sequence[Row]) -> list[str
     ]
 
 
+def _others_text(part: Part) -> str:
+    """Who plays the layers that do not compete."""
+    others = {"engine": part.engine_policies, "router": part.router_policies}
+    names = [p for x in others if x not in TRACK_LAYERS[part.track] for p in others[x]]
+    return f"the other layer is {', '.join(names)}" if names else "engine + router policy compete"
+
+
+def _times_text(part: Part, table: pd.DataFrame, timings: Sequence[Row]) -> list[str]:
+    """Decision times of the competitors, in the order of their ranking."""
+    times = decision_times(timings, part.track, list(table["policy"]))
+    return [
+        "Decision time, microseconds of processor time on the machine that ran this suite (not "
+        "part of the simulated results): mean of the episodes' means and of their P99, `observe` "
+        "included, making the view not; `-`: a rule that the simulator carries out in compiled "
+        "code.",
+        "",
+        markdown(times).rstrip("\n"),
+    ]
+
+
 def _capacity_text(part: Part, table: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
-    found = capacity_table(rows, f"{part.track}_policy", list(table["policy"]))
+    found = capacity_table(rows, part.track, list(table["policy"]))
     return ["", "Capacity per scenario:", "", markdown(found).rstrip("\n")]
 
 
@@ -256,12 +275,12 @@ def _loads_text(rows: Sequence[Row]) -> str:
     return ", ".join(texts)
 
 
-def capacity_table(rows: Sequence[Row], by: str, policies: Sequence[str]) -> pd.DataFrame:
-    """Capacity of each policy in each scenario, as text."""
+def capacity_table(rows: Sequence[Row], track: Track, policies: Sequence[str]) -> pd.DataFrame:
+    """Capacity of each competitor in each scenario, as text."""
     import pandas as pd
 
-    table = []
+    table, of = [], by_competitor(track, rows)
     for policy in policies:
-        found = capacities_of([row for row in rows if row[by] == policy])
+        found = capacities_of(of.get(policy, []))
         table.append({"policy": policy, **{name: str(value) for name, value in found.items()}})
     return pd.DataFrame(table).fillna("-")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synergy_gym.evaluation.capacity import TARGET
-from synergy_gym.evaluation.jobs import CDF_EDGES_S, JobResult
+from synergy_gym.evaluation.jobs import CDF_EDGES_S, JobResult, competitor
 from synergy_gym.evaluation.suites import Part
+from synergy_gym.evaluation.tables import row_key
 from synergy_gym.types import FloatArray
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ def write_plots(report: Report, folder: Path) -> list[Path]:
     import matplotlib as mpl
 
     folder.mkdir(parents=True, exist_ok=True)
-    results = sorted(report.results.values(), key=lambda r: [r.row[c] for c in _ORDER])
+    results = sorted(report.results.values(), key=lambda result: row_key(result.row))
     paths = []
     with mpl.rc_context(SETTINGS):
         for part in report.suite.parts:
+            keys = part.keys()
             for scenario in part.scenarios:
-                chosen = [r for r in results if _belongs(part, scenario, r)]
+                chosen = [r for r in results if row_key(r.row) in keys]
+                chosen = [r for r in chosen if r.row["scenario"] == scenario]
                 if not chosen:
                     continue
                 name = f"{part.track}-{scenario}"
@@ -55,18 +58,6 @@ def write_plots(report: Report, folder: Path) -> list[Path]:
                 )
                 paths += _save(latency_plot(part, scenario, chosen), folder, f"latency-{name}")
     return paths
-
-
-_ORDER = ("scenario", "load", "seed", "engine_policy", "router_policy")
-
-
-def _belongs(part: Part, scenario: str, result: JobResult) -> bool:
-    row = result.row
-    return (
-        row["scenario"] == scenario
-        and row["engine_policy"] in part.engine_policies
-        and row["router_policy"] in part.router_policies
-    )
 
 
 def _figure(columns: int) -> tuple[Figure, list[Axes]]:
@@ -85,10 +76,6 @@ def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def _policies(part: Part) -> tuple[str, ...]:
-    return part.engine_policies if part.track == "engine" else part.router_policies
-
-
 def _look(index: int) -> dict[str, Any]:
     n = len(COLOURS)
     return {"color": COLOURS[index % n], "linestyle": STYLES[index // n % len(STYLES)]}
@@ -97,8 +84,8 @@ def _look(index: int) -> dict[str, Any]:
 def attainment_plot(part: Part, scenario: str, results: Sequence[JobResult]) -> Figure:
     """Mean attainment of each policy against the offered load."""
     figure, (axes,) = _figure(1)
-    for index, policy in enumerate(_policies(part)):
-        rows = [r.row for r in results if r.row[f"{part.track}_policy"] == policy]
+    for index, policy in enumerate(part.competitors()):
+        rows = [r.row for r in results if competitor(part.track, r.row) == policy]
         loads = sorted({row["load"] for row in rows})
         means = [
             np.mean([row["slo_attainment"] for row in rows if row["load"] == load])
@@ -120,9 +107,9 @@ def latency_plot(part: Part, scenario: str, results: Sequence[JobResult]) -> Fig
     """TTFT and E2E distributions at the load closest to 1.0, over all offered requests."""
     load = min({r.row["load"] for r in results}, key=lambda x: (abs(x - 1), x))
     figure, panels = _figure(2)
-    for index, policy in enumerate(_policies(part)):
+    for index, policy in enumerate(part.competitors()):
         chosen = [r for r in results if r.row["load"] == load]
-        chosen = [r for r in chosen if r.row[f"{part.track}_policy"] == policy]
+        chosen = [r for r in chosen if competitor(part.track, r.row) == policy]
         if not chosen:
             continue
         for axes, name in zip(panels, ("ttft", "e2e"), strict=True):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from synergy_gym.evaluation.decision_times import DecisionTimes
 from synergy_gym.evaluation.manifest import episode_manifest
 from synergy_gym.metrics import NO_HORIZON_NS, scored, slo_met, summarize
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy
@@ -59,7 +60,10 @@ class Result:
         slos: the classes that `records.slo_class` indexes.
         log_hash: hash of the episode's decision log; equal traffic and equal decisions
             give an equal hash.
-        timings: wall-clock figures; nothing in `summary` depends on them.
+        timings: how long it took; nothing in `summary` depends on it. `build_s` and `play_s`
+            are wall clock. A decision's time is processor time of the deciding thread, which
+            other load on the machine does not lengthen (what a policy does in other threads is
+            not in it); it covers `observe` and `decide` or `route`, not the making of the view.
         manifest: what is needed to play the episode again.
     """
 
@@ -136,8 +140,7 @@ class Player:
         self.router = router
         self.rng = rng
         self.information = frozenset(router.information)
-        self.decisions = {"engine": 0, "router": 0}
-        self.decision_ns = {"engine": 0, "router": 0}
+        self.times = {"engine": DecisionTimes(), "router": DecisionTimes()}
         self._seen: list[StepReport | None] = [None] * len(engines)
         # Views of completions cost time, and most routers do not look at them.
         self._observes = type(router).observe is not RouterPolicy.observe
@@ -158,7 +161,7 @@ class Player:
         policy = self.engines[engine]
         view = self.sim.engine_view(engine)
         step = view.last_step
-        began = time.perf_counter_ns()
+        began = time.thread_time_ns()
         try:
             if step is not None and step != self._seen[engine]:
                 policy.observe(step)
@@ -168,7 +171,7 @@ class Player:
             raise
         except Exception as error:
             raise _raised(self._where(policy, engine), error) from error
-        self._count("engine", began)
+        self.times["engine"].add(time.thread_time_ns() - began)
         self._seen[engine] = step
         if not isinstance(decision, BatchDecision):
             where = self._where(policy, engine)
@@ -184,7 +187,7 @@ class Player:
         completions = self.sim.completions() if self._observes else ()
         request = self.sim.request_view()
         cluster = self.sim.cluster_view(self.rng, self.information)
-        began = time.perf_counter_ns()
+        began = time.thread_time_ns()
         try:
             for completion in completions:
                 policy.observe(completion)
@@ -194,7 +197,7 @@ class Player:
             raise
         except Exception as error:
             raise _raised(self._where(policy), error) from error
-        self._count("router", began)
+        self.times["router"].add(time.thread_time_ns() - began)
         if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
             where = self._where(policy)
             raise PolicyError(f"{where}: returned {target!r}; return the engine's index, an int")
@@ -207,10 +210,6 @@ class Player:
         layer = "router policy" if engine is None else "engine policy"
         on = "" if engine is None else f" (engine {engine})"
         return f"{layer} {policy.label!r}{on} at {self.sim.now_ns / NS_PER_S:.6f} s"
-
-    def _count(self, layer: str, began: int) -> None:
-        self.decisions[layer] += 1
-        self.decision_ns[layer] += time.perf_counter_ns() - began
 
 
 def _raised(where: str, error: Exception) -> PolicyError:
@@ -332,10 +331,10 @@ def _with_window(world: Scenario, warmup_s: float | None, horizon_s: float | Non
 def _timings(player: Player, build_s: float, play_s: float, rules: list[Any]) -> dict[str, float]:
     timings: dict[str, float] = {"build_s": build_s, "play_s": play_s}
     timings["compiled_engines"] = sum(rule is not None for rule in rules)
-    for layer, count in player.decisions.items():
-        timings[f"{layer}_decisions"] = count
-        mean = player.decision_ns[layer] / count / 1e3 if count else float("nan")
-        timings[f"{layer}_decision_us"] = mean
+    for layer, times in player.times.items():
+        timings[f"{layer}_decisions"] = times.count
+        timings[f"{layer}_decision_mean_us"] = times.mean_us()
+        timings[f"{layer}_decision_p99_us"] = times.quantile_us(0.99)
     return timings
 
 

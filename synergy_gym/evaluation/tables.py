@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synergy_gym.evaluation.capacity import Capacity, capacity_of_curve, mean_capacity
-from synergy_gym.evaluation.jobs import KEY_COLUMNS
+from synergy_gym.evaluation.jobs import KEY_COLUMNS, TRACK_LAYERS, Track, competitor
 from synergy_gym.evaluation.statistics import iqm, stratified_interval
 
 if TYPE_CHECKING:
@@ -29,9 +29,14 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+def row_key(row: Row) -> tuple[Any, ...]:
+    """Scenario, load, seed, engine policy and router policy: one row each per suite."""
+    return tuple(row[name] for name in _SORT)
+
+
 def sorted_rows(rows: Iterable[Row]) -> list[Row]:
-    """Rows ordered by scenario, load, seed, engine policy and router policy."""
-    return sorted(rows, key=lambda row: tuple(row[name] for name in _SORT))
+    """Rows ordered by `row_key`."""
+    return sorted(rows, key=row_key)
 
 
 def csv_text(rows: Iterable[Row], columns: Sequence[str]) -> str:
@@ -49,8 +54,8 @@ def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
     path.write_text(csv_text(rows, columns), encoding="utf-8", newline="\n")
 
 
-def ranking(rows: Sequence[Row], by: str) -> pd.DataFrame:
-    """Rank the policies of column `by` by their mean attainment, best first.
+def ranking(rows: Sequence[Row], track: Track) -> pd.DataFrame:
+    """Rank the policies (or pairs) that compete on `track` by their mean attainment, best first.
 
     Columns: `rank`, `policy`, `slo_attainment` (mean over scenario x load x seed) with its
     95 % interval `low`..`high` (bootstrap within scenario x load), `iqm`, one `load X`
@@ -62,11 +67,18 @@ def ranking(rows: Sequence[Row], by: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    names = sorted({row[by] for row in rows})
-    table = [_rank_row([row for row in rows if row[by] == name], name) for name in names]
+    table = [_rank_row(chosen, name) for name, chosen in by_competitor(track, rows).items()]
     most = max((row["episodes"] for row in table), default=0)
     table.sort(key=lambda row: (row["episodes"] < most, -_number(row["slo_attainment"])))
     return pd.DataFrame([{"rank": i + 1, **row} for i, row in enumerate(table)])
+
+
+def by_competitor(track: Track, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each policy or pair that competes on `track`, by name in sorted order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(competitor(track, row), []).append(row)
+    return dict(sorted(found.items()))
 
 
 def _number(value: float) -> float:
@@ -113,6 +125,27 @@ def capacities_of(rows: Sequence[Row]) -> dict[str, Capacity]:
         curve = [_mean([r for r in part if r["load"] == x], "slo_attainment") for x in loads]
         result[scenario] = capacity_of_curve(loads, curve)
     return result
+
+
+def decision_times(timings: Sequence[Row], track: Track, policies: Sequence[str]) -> pd.DataFrame:
+    """Decision times from rows of `timings.csv`, in microseconds of processor time.
+
+    One row per competitor in the order of `policies`; per competing layer `decisions` (sum),
+    `mean_us` (mean of the episodes' means) and `p99_us` (mean of their P99), NaN where the
+    simulator carried out a compiled rule and nobody was asked.
+    """
+    import pandas as pd
+
+    found, table = by_competitor(track, timings), []
+    for policy in policies:
+        entry: Row = {"policy": policy}
+        for layer in TRACK_LAYERS[track]:
+            asked = [row for row in found[policy] if row[f"{layer}_decisions"]]
+            entry[f"{layer}_decisions"] = sum(row[f"{layer}_decisions"] for row in asked)
+            for figure in ("mean_us", "p99_us"):
+                entry[f"{layer}_{figure}"] = _mean(asked, f"{layer}_decision_{figure}")
+        table.append(entry)
+    return pd.DataFrame(table)
 
 
 def page_table(ranked: pd.DataFrame) -> pd.DataFrame:

@@ -16,23 +16,36 @@ from typing import Any
 import pytest
 
 from synergy_gym.evaluation import jobs as jobs_module
-from synergy_gym.evaluation.jobs import Job, JobResult, run_job, run_jobs
-from synergy_gym.evaluation.leaderboard import PROGRESS_FILE, ProgressLog, run_leaderboard
+from synergy_gym.evaluation.jobs import KEY_COLUMNS, Job, JobResult, run_job, run_jobs
+from synergy_gym.evaluation.leaderboard import (
+    PROGRESS_FILE,
+    TIMING_COLUMNS,
+    ProgressLog,
+    run_leaderboard,
+)
 from synergy_gym.evaluation.suites import (
-    ENGINE_BASELINES,
-    ROUTER_BASELINES,
+    ENGINE_POLICIES,
+    JOINT_PAIRS,
+    ROUTER_POLICIES,
     SUITES,
     Part,
     Suite,
     find_suite,
 )
+from synergy_gym.evaluation.tables import decision_times
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import load_scenario
 
 SHORT: dict[str, Any] = {"loads": (1.0, 1.3), "seeds": 1, "horizon_s": 5.0, "warmup_s": 1.0}
 ENGINES = Part("engine", ("chat-h100",), ("vllm-v1", "static-256"), ("round-robin",), **SHORT)
 ROUTERS = Part("router", ("hetero-3",), ("vllm-v1",), ("random", "least-outstanding"), **SHORT)
-TINY = Suite("tiny", "a few short episodes", (ENGINES, ROUTERS))
+PAIRS = Part(
+    "joint",
+    ("hetero-3",),
+    pairs=(("sarathi-512", "random"), ("vllm-v1", "least-outstanding")),
+    **SHORT,
+)
+TINY = Suite("tiny", "a few short episodes", (ENGINES, ROUTERS, PAIRS))
 
 
 def test_files_and_ranking(tmp_path: Path) -> None:
@@ -40,7 +53,7 @@ def test_files_and_ranking(tmp_path: Path) -> None:
     names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     expected = {"results.csv", "timings.csv", "leaderboard.md", "manifest.json"}
     for plot in ("attainment", "latency"):
-        for part in ("engine-chat-h100", "router-hetero-3"):
+        for part in ("engine-chat-h100", "router-hetero-3", "joint-hetero-3"):
             expected |= {f"plots/{plot}-{part}.{ending}" for ending in ("png", "svg")}
     assert names == expected
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -50,18 +63,53 @@ def test_files_and_ranking(tmp_path: Path) -> None:
     page = (tmp_path / "leaderboard.md").read_text()
     assert "simulated" in page
     assert "least-outstanding" in page
-    assert [len(table) for _, table in report.rankings()] == [2, 2]
+    assert [len(table) for _, table in report.rankings()] == [2, 2, 2]
+    pairs = report.rankings()[-1][1]
+    assert set(pairs["policy"]) == {"sarathi-512 + random", "vllm-v1 + least-outstanding"}
+    assert page.count("## ") == 4  # three rankings, and the plots
+    assert "engine + router policy compete" in page
+
+
+def test_decision_times_are_in_their_own_file_and_on_the_page(tmp_path: Path) -> None:
+    report = run_leaderboard(TINY, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "timings.csv").read_text().splitlines()))
+    assert list(rows[0]) == list(TIMING_COLUMNS)
+    asked = [row for row in rows if int(row["router_decisions"])]
+    assert {row["scenario"] for row in asked} == {"hetero-3"}
+    for row in asked:
+        assert 0 < float(row["router_decision_mean_us"]) < 1e6
+        assert float(row["router_decision_p99_us"]) > 0
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert page.count("processor time on the machine that ran this suite") == 3
+    assert "| vllm-v1 | 0 | - | - |" in page  # a compiled rule: nobody is asked
+    times = decision_times(PAIRS.rows(report.timings), "joint", PAIRS.competitors())
+    columns = [f"{x}_{y}" for x in ("engine", "router") for y in ("decisions", "mean_us", "p99_us")]
+    assert list(times.columns) == ["policy", *columns]
+    assert (times["router_decisions"] > 0).all()
+    assert "decision" not in (tmp_path / "results.csv").read_text()
+
+
+def test_a_part_knows_its_rows() -> None:
+    jobs = TINY.jobs()
+    rows = [dict(zip(KEY_COLUMNS, job.key, strict=True)) for job in jobs]
+    assert [len(part.rows(rows)) for part in TINY.parts] == [4, 4, 4]
+    # vllm-v1 + least-outstanding is played once and belongs to two rankings.
+    assert len(jobs) == len({job.key for job in jobs}) == 10
+    assert ENGINES.competitors() == ("vllm-v1", "static-256")
+    assert PAIRS.competitors() == ("sarathi-512 + random", "vllm-v1 + least-outstanding")
+    later = Part("joint", ("hetero-3",), pairs=PAIRS.pairs, **{**SHORT, "loads": (1.3,)})
+    assert {row["load"] for row in later.rows(rows)} == {1.3}
 
 
 def test_results_do_not_depend_on_process_or_order(tmp_path: Path) -> None:
     run_leaderboard(TINY, tmp_path / "one")
-    reverse = Suite("tiny", TINY.description, (ROUTERS, ENGINES))
+    reverse = Suite("tiny", TINY.description, (PAIRS, ROUTERS, ENGINES))
     run_leaderboard(reverse, tmp_path / "two", processes=2)
     one, two = ((tmp_path / name / "results.csv").read_bytes() for name in ("one", "two"))
     assert one == two
     rows = list(csv.DictReader(one.decode().splitlines()))
-    assert len(rows) == 8
-    assert len({row["log_hash"] for row in rows}) == 8
+    assert len(rows) == 10
+    assert len({row["log_hash"] for row in rows}) == 10
     for plot in (tmp_path / "one" / "plots").iterdir():
         assert plot.read_bytes() == (tmp_path / "two" / "plots" / plot.name).read_bytes()
 
@@ -86,7 +134,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(jobs_module, "run_job", second)
     run_leaderboard(TINY, tmp_path)
-    assert len(played) == len(set(played)) == 8
+    assert len(played) == len(set(played)) == 10
     assert not (tmp_path / PROGRESS_FILE).exists()
     monkeypatch.undo()
     run_leaderboard(TINY, tmp_path / "fresh")
@@ -135,23 +183,21 @@ def test_run_jobs_reports_each_job() -> None:
 def test_suites_name_existing_things_and_unseen_seeds(name: str) -> None:
     suite = find_suite(name)
     jobs = suite.jobs()
-    assert len(jobs) == len(set(jobs))
+    # One row each, so that no part shows another part's episodes.
+    assert len(jobs) == len({job.key for job in jobs})
     test_seeds = {name: load_scenario(name).test_seeds for name in {j.scenario for j in jobs}}
     assert all(job.seed in test_seeds[job.scenario] for job in jobs)
-    for part in suite.parts:
-        for policy in part.engine_policies:
-            make_engine_policy(policy)
-        for policy in part.router_policies:
-            make_router_policy(policy)
+    for engine, router in {pair for part in suite.parts for pair in part.matchups()}:
+        make_engine_policy(engine)
+        make_router_policy(router)
 
 
-def test_the_quick_suite_has_ten_policies() -> None:
-    quick = SUITES["quick"].parts
-    engines = {policy for part in quick for policy in part.engine_policies}
-    routers = {policy for part in quick for policy in part.router_policies}
-    assert len(engines) + len(routers) >= 10
-    assert engines == set(ENGINE_BASELINES)
-    assert routers == set(ROUTER_BASELINES)
+def test_the_quick_suite_has_every_policy() -> None:
+    quick = {part.track: part for part in SUITES["quick"].parts}
+    assert quick["engine"].competitors() == ENGINE_POLICIES
+    assert quick["router"].competitors() == ROUTER_POLICIES
+    assert quick["joint"].matchups() == JOINT_PAIRS
+    assert len(ENGINE_POLICIES) + len(ROUTER_POLICIES) >= 10
 
 
 def test_unknown_suite() -> None:

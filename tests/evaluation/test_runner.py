@@ -144,6 +144,9 @@ def test_a_rule_and_its_decisions_agree() -> None:
     asked = evaluate(ENGINE, Asked, **SHORT)
     assert compiled.timings["engine_decisions"] == 0
     assert asked.timings["engine_decisions"] > 0
+    assert math.isnan(compiled.timings["engine_decision_mean_us"])
+    assert 0 < asked.timings["engine_decision_mean_us"] < 1e6
+    assert asked.timings["engine_decision_p99_us"] > 0
     assert str(asked.summary) == str(compiled.summary)
 
 
@@ -270,6 +273,29 @@ def test_rank_with_an_own_policy() -> None:
         rank("router", ["random", "random"])
     with pytest.raises(ValueError, match="unknown track"):
         rank("both")  # type: ignore[arg-type]
+
+
+def test_rank_pairs() -> None:
+    pairs = [("vllm-v1", "weighted"), (Watcher(), "round-robin")]
+    short = {"loads": (2.0,), "seeds": (1,), "horizon_s": 8.0, "warmup_s": 2.0}
+    table = rank("joint", pairs, **short)  # type: ignore[arg-type]
+    assert "vllm-v1 + weighted" in set(table["policy"])
+    assert any(name.endswith("Watcher + round-robin") for name in table["policy"])
+    for wrong in (["vllm-v1"], [("vllm-v1",)], ["ab"]):
+        with pytest.raises(ValueError, match=r"is no pair; give \(engine policy, router policy\)"):
+            rank("joint", wrong)
+    with pytest.raises(ValueError, match="other is 'session'; on the joint track"):
+        rank("joint", pairs, other="session")
+    with pytest.raises(ValueError, match=r"share the name 'vllm-v1 \+ weighted'"):
+        rank("joint", [pairs[0], pairs[0]])
+
+
+def test_rank_plays_in_other_worlds() -> None:
+    short = {"loads": (1.0,), "seeds": (1,), "horizon_s": 8.0, "warmup_s": 2.0}
+    policies = ["vllm-v1", "static-256"]
+    names = [ENGINE, f"{ENGINE}@saturation"]
+    tables = [rank("engine", policies, scenarios=name, **short) for name in names]  # type: ignore[arg-type]
+    assert tables[0]["ttft_p99_s"].tolist() != tables[1]["ttft_p99_s"].tolist()
 
 
 def test_find_capacity_brackets_the_target() -> None:

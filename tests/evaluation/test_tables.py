@@ -10,7 +10,7 @@ import random
 import pytest
 
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS
-from synergy_gym.evaluation.tables import cell, csv_text, markdown, ranking
+from synergy_gym.evaluation.tables import cell, csv_text, decision_times, markdown, ranking
 
 REQUIRED = (
     "suite, scenario, load, seed, engine_policy, router_policy, offered, finished, rejected, "
@@ -65,7 +65,7 @@ def test_cell(value: object, text: str) -> None:
 
 
 def test_ranking() -> None:
-    table = ranking(ROWS, "engine_policy")
+    table = ranking(ROWS, "engine")
     assert list(table["policy"]) == ["good", "bad"]
     assert table["slo_attainment"].tolist() == pytest.approx([0.95, 0.75])
     assert table["load 1.2"].tolist() == pytest.approx([0.9, 0.55])
@@ -74,13 +74,39 @@ def test_ranking() -> None:
     assert table["preemptions"].tolist() == [6, 6]
 
 
+def test_pairs_are_ranked_on_the_joint_track() -> None:
+    other = [{**row, "router_policy": "session", "slo_attainment": 0.99} for row in ROWS]
+    table = ranking([*ROWS, *other], "joint")
+    assert list(table["policy"])[2:] == ["good + round-robin", "bad + round-robin"]
+    assert set(table["policy"][:2]) == {"good + session", "bad + session"}
+    assert list(ranking([*ROWS, *other], "router")["policy"]) == ["session", "round-robin"]
+
+
+def test_decision_times() -> None:
+    def timing(policy: str, seed: int, count: int, mean: float, p99: float) -> dict[str, object]:
+        figures = {"decisions": count, "decision_mean_us": mean, "decision_p99_us": p99}
+        named = {f"{x}_{name}": v for x in ("engine", "router") for name, v in figures.items()}
+        return row(policy, 1.0, seed, 0.0) | named
+
+    rows = [timing("asked", 1, 10, 2.0, 5.0), timing("asked", 2, 30, 4.0, 7.0)]
+    rows.append(timing("rule", 1, 0, math.nan, math.nan))
+    table = decision_times(rows, "engine", ["rule", "asked"])
+    assert table["policy"].tolist() == ["rule", "asked"]
+    assert table["engine_decisions"].tolist() == [0, 40]
+    assert table["engine_mean_us"][1] == pytest.approx(3.0)
+    assert table["engine_p99_us"][1] == pytest.approx(6.0)
+    assert math.isnan(table["engine_mean_us"][0])
+    assert "| rule | 0 | - | - |" in markdown(table)
+    assert len(decision_times(rows, "joint", ["rule + round-robin"]).columns) == 7
+
+
 def test_a_policy_that_misses_episodes_comes_last() -> None:
     part = [r for r in ROWS if r["engine_policy"] == "bad" or r["load"] == 0.8]
-    assert list(ranking(part, "engine_policy")["policy"]) == ["bad", "good"]
+    assert list(ranking(part, "engine")["policy"]) == ["bad", "good"]
 
 
 def test_markdown() -> None:
-    text = markdown(ranking(ROWS, "engine_policy"))
+    text = markdown(ranking(ROWS, "engine"))
     lines = text.splitlines()
     assert lines[0].startswith("| rank | policy | slo_attainment |")
     assert lines[2].startswith("| 1 | good | 95.0 % |")
