@@ -24,7 +24,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import curve_fit, nnls
+from scipy.optimize import nnls
+
+from synergy_gym.latency.saturation import Form, fit_saturation
 
 Floats = NDArray[np.float64]
 Model = Callable[[pd.DataFrame], Floats]
@@ -151,65 +153,15 @@ def _fit_decode_line(train: pd.DataFrame) -> Model:
 AUTHORS_SCALES = (7.0, 9.0)
 """B_sc, S_sc of the authors' own 2xA6000 fit. With the medians of this sample (S_sc = 256)
 their parameter bounds would cut off the true slope."""
-AUTHORS_LIMIT_MS = 300.0
-"""Longer steps are dropped before fitting, as in the authors' preprocessing."""
 
 
-def _normalised(steps: pd.DataFrame) -> Floats:
-    columns = (steps.batch_size.to_numpy(float), steps.scheduled_tokens.to_numpy(float))
-    return np.vstack([columns[i] / AUTHORS_SCALES[i] for i in range(2)])
+def _fit_saturation(form: Form) -> Fit:
+    def fit(train: pd.DataFrame) -> Model:
+        columns = (train.batch_size, train.scheduled_tokens, train.model_run_ms)
+        model = fit_saturation(form, *columns, scales=AUTHORS_SCALES).model
+        return lambda steps: model.predict_many_ms(steps.batch_size, steps.scheduled_tokens)
 
-
-def _training_rows(train: pd.DataFrame) -> tuple[Floats, Floats]:
-    kept = train[train.model_run_ms < AUTHORS_LIMIT_MS]
-    return _normalised(kept), kept.model_run_ms.to_numpy(float)
-
-
-def _stable(x: Floats, kb: float, ks: float, tb: float, ts: float, base: float) -> Floats:
-    gain_b = np.maximum(1 - np.exp(-kb * x[0]), 1e-6)
-    gain_s = np.maximum(1 - np.exp(-ks * x[1]), 1e-6)
-    return np.asarray(base / (gain_b * gain_s) + tb * x[0] + ts * x[1])
-
-
-def fit_stable(train: pd.DataFrame) -> Model:
-    """T = Tbase/(eB*eS) + tB*b + tS*s, the form deployed in the paper's experiments."""
-    x, target = _training_rows(train)
-    start = (0.5, 0.2, 1.0, 0.1, 0.5 * float(np.median(target)))
-    bounds = ((0.01, 0.001, 0, 0, 0.1), (5, 2, 20, 2, 200))
-    found, _ = curve_fit(_stable, x, target, p0=start, bounds=bounds, maxfev=15000)
-    return lambda steps: np.maximum(_stable(_normalised(steps), *found), 0.1)
-
-
-def _saturating(x: Floats, pmax: float, kb: float, ks: float, w1: float) -> Floats:
-    throughput = pmax * (1 - np.exp(-kb * x[0])) * (1 - np.exp(-ks * x[1]))
-    return np.asarray(w1 * x[1] / np.maximum(throughput, 1e-9))
-
-
-def fit_six(train: pd.DataFrame) -> Model:
-    """T = w1*s/Thr + tB*b + tS*s, fitted in the authors' three stages."""
-    x, target = _training_rows(train)
-    busy = (x[0] >= np.percentile(x[0], 75)) & (x[1] >= np.percentile(x[1], 75))
-    rate = x[1] / target
-    pmax = float(np.percentile(rate[busy] if busy.sum() >= 10 else rate, 95))
-    line = np.linalg.lstsq(np.vstack([np.ones(len(target)), x]).T, target, rcond=None)[0]
-    tb, ts = np.clip(line[1:], 0, 10)
-    rest = np.maximum(target - tb * x[0] - ts * x[1], 1e-6)
-    limits = ((1e-6, 1e-6, 1e-9), (10, 10, 100))
-    (kb, ks, w1), _ = curve_fit(
-        lambda v, kb, ks, w1: _saturating(v, pmax, kb, ks, w1),
-        x, rest, p0=(0.1, 0.01, max(line[2], 1e-9)), bounds=limits, maxfev=20000,
-    )  # fmt: skip
-    final, _ = curve_fit(
-        lambda v, w1, tb, ts: _saturating(v, pmax, kb, ks, w1) + tb * v[0] + ts * v[1],
-        x, target, p0=(w1, tb, ts), bounds=((1e-9, 0, 0), (100, 10, 10)), maxfev=20000,
-    )  # fmt: skip
-
-    def model(steps: pd.DataFrame) -> Floats:
-        v = _normalised(steps)
-        value = _saturating(v, pmax, kb, ks, final[0]) + final[1] * v[0] + final[2] * v[1]
-        return np.asarray(np.maximum(value, 0.1))
-
-    return model
+    return fit
 
 
 FULL = tuple(TERMS)
@@ -219,8 +171,8 @@ A6000_FITS: dict[str, Fit] = {
     "clock without its floor": _clock_fit(CLOCK, (0,)),
     "affine a+b*B+c*S, least squares": _fit_linear(("batch_size", "scheduled_tokens"), False),
     "affine a+b*B+c*S, relative": _fit_linear(("batch_size", "scheduled_tokens"), True),
-    "T(B,S) stable": fit_stable,
-    "T(B,S) six parameters": fit_six,
+    "T(B,S) stable": _fit_saturation("stable"),
+    "T(B,S) six parameters": _fit_saturation("six"),
 }
 SHOWN = [name for name in A6000_FITS if name not in ("clock, all terms", "clock without its floor")]
 SINGLE_FITS: dict[str, Fit] = {
@@ -303,7 +255,8 @@ def manifest(path: Path) -> dict[str, object]:
     }
 
 
-def _input() -> Path:
+def input_file() -> Path:
+    """The measured steps; exits with the cure where they are not found."""
     folder = os.environ.get("SYNERGY_GYM_DATA")
     if not folder:
         raise SystemExit(f"SYNERGY_GYM_DATA is not set; run: {COMMAND}")
@@ -355,7 +308,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Fit and compare step-latency models.")
     parser.add_argument("--out", type=Path, default=OUT, help="where the results go")
-    write(parser.parse_args().out, _input())
+    write(parser.parse_args().out, input_file())
 
 
 if __name__ == "__main__":
