@@ -18,7 +18,7 @@ points of attainment y[engine, router]:
 The whole is more than its parts where the interaction is positive and the whole is worth
 something: where LENS takes both lines to 0 %, the interaction alone is positive as well.
 Intervals: 95 % bootstrap over seeds, within datasets. Writes `effects.csv`, `ablation.csv`
-(simulated beside published),
+(simulated beside published), `variants.csv` (attainment in percent, first seed),
 `episodes.csv`, `ablation.png`, `manifest.json`.
 """
 
@@ -37,6 +37,13 @@ from synergy_gym.evaluation.statistics import stratified_interval
 
 LINES = (pc.SYNERGY, pc.LENS_RR, pc.SARATHI_PRISM, pc.SARATHI_RR)
 DESIGN = tuple(line.label for line in LINES)
+VARIANTS = (
+    pc.Line("LENS guarded + PRISM", "lens-guarded", "prism-ref"),
+    pc.Line("LENS e2e + PRISM", "lens-e2e", "prism-ref"),
+    pc.Line("LENS guarded + prism-fixed", "lens-guarded", "prism-fixed"),
+    pc.OURS,
+)
+"""Outside the design, first seed only: what single defects of LENS and PRISM cost."""
 EFFECTS = ("engine", "router", "interaction", "whole", "synergy")
 
 
@@ -49,10 +56,11 @@ class Size:
     horizon_s: float
     steady_s: tuple[float, float]
     sets: tuple[str, ...] = ("published", "matched")
+    variants: tuple[pc.Line, ...] = VARIANTS
 
 
 FULL = Size(tuple(DATASETS), (3000, 3001, 3002), 130.0, (50.0, 110.0))
-QUICK = Size(("flowgpt-q", "coding"), (3000, 3001), 80.0, (30.0, 60.0), ("matched",))
+QUICK = Size(("flowgpt-q", "coding"), (3000, 3001), 80.0, (30.0, 60.0), ("matched",), ())
 
 
 def plan(size: Size) -> pd.DataFrame:
@@ -119,7 +127,8 @@ def summarise(y: pd.DataFrame) -> pd.DataFrame:
                 low, high = stratified_interval(strata)
                 mean = float(np.mean([stratum.mean() for stratum in strata]))
                 key = {"figures": f"simulated, {name} rates", "dataset": label, "effect": effect}
-                rows.append({**key, "points": mean, "low": low, "high": high})
+                interval = {"interval_low": low, "interval_high": high}
+                rows.append({**key, "points": mean, **interval})
     return pd.DataFrame(rows)
 
 
@@ -131,7 +140,7 @@ def published_effects(datasets: Sequence[str]) -> pd.DataFrame:
     effects = effects_of(y)
     effects.loc["all"] = effects.mean()
     rows = effects.reset_index().melt("dataset", var_name="effect", value_name="points")
-    return rows.assign(figures="published", low=np.nan, high=np.nan)
+    return rows.assign(figures="published", interval_low=np.nan, interval_high=np.nan)
 
 
 def plot(y: pd.DataFrame, table: pd.DataFrame, datasets: Sequence[str], path: Path) -> None:
@@ -160,11 +169,13 @@ def _interactions(axes: object, table: pd.DataFrame, datasets: list[str]) -> Non
     looks = ("0.3", "#0072B2", "#D55E00")
     for i, (name, part) in enumerate(table[table.effect == "interaction"].groupby("figures")):
         rows = part.set_index("dataset").loc[datasets]
-        error = np.abs(rows[["low", "high"]].sub(rows.points, axis=0)).fillna(0).T
+        ends = rows[["interval_low", "interval_high"]]
+        error = np.abs(ends.sub(rows.points, axis=0)).fillna(0).T
         axes.errorbar(np.arange(len(datasets)) + 0.18 * (i - 1), rows.points, error, fmt="o", ms=4,
                       capsize=2, color=looks[i], label=name)  # fmt: skip
     axes.axhline(0, color="0.5", lw=0.8)
     axes.set(title="interaction engine x router", ylabel="percentage points")
+    axes.set_ylim(top=1.5 * axes.get_ylim()[1])  # room for the legend
     axes.set_xticks(np.arange(len(datasets)), datasets, rotation=30)
     axes.legend()
 
@@ -179,13 +190,20 @@ def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFra
     measure = pc.Measure(windows, tuple(sorted(set(cells.threshold_s))))
     places = [(DATASETS[row.dataset], row.rate_rps) for row in cells.itertuples()]
     jobs = pc.grid("paper-ablation", places, size.seeds, lines, measure, size.horizon_s)
+    variants = pc.available(size.variants)
+    jobs += pc.grid("paper-ablation", places, size.seeds[:1], variants, measure, size.horizon_s)
+    lines += variants
     results = pc.play_grid(jobs, measure, out, processes)
     played = pc.table(results, lines)
-    y = attained(played, cells)[list(DESIGN)]
+    by_line = attained(played, cells)
+    y = by_line[list(DESIGN)]
     table = pd.concat([published_effects(size.datasets), summarise(y)], ignore_index=True)
     pc.write_csv(played, out / "episodes.csv")
     pc.write_csv(beside(y, cells), out / "ablation.csv")
-    pc.write_csv(table[["figures", "dataset", "effect", "points", "low", "high"]],
+    if variants:
+        first = by_line.xs(size.seeds[0], level="seed").reset_index()
+        pc.write_csv(first, out / "variants.csv")
+    pc.write_csv(table[["figures", "dataset", "effect", "points", "interval_low", "interval_high"]],
                  out / "effects.csv")  # fmt: skip
     plot(y, table, size.datasets, out / "ablation.png")
     pc.write_manifest(out, results, lines, ("ablation",))

@@ -182,7 +182,7 @@ def plot(compared: pd.DataFrame, path: Path) -> None:
                 axes.plot(curve.rate_rps, curve[column], marker="o", ms=3, lw=1.2, label=line,
                           color=pc.COLOURS[str(line)])  # fmt: skip
             axes.set_ylim(-3, 103)
-            if axes_row is panels[0]:
+            if name == "published" and column.endswith("published"):
                 axes.set_title(f"{dataset}, {part.threshold_s.iloc[0]:g} s")
         axes_row[0].set_ylabel(f"{text}\nwithin the threshold, %")
     for axes in panels[-1]:

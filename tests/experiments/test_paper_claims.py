@@ -68,7 +68,7 @@ def test_intervals_come_from_the_seeds() -> None:
     rows = paper_ablation.summarise(y).set_index(["dataset", "effect"])
     assert rows.loc[("a", "interaction"), "points"] == pytest.approx(3.0)
     assert rows.loc[("all", "interaction"), "points"] == pytest.approx(53.0)
-    low, high = rows.loc[("all", "interaction"), ["low", "high"]]
+    low, high = rows.loc[("all", "interaction"), ["interval_low", "interval_high"]]
     assert 50.0 <= low < 53.0 < high <= 56.0
 
 
