@@ -32,7 +32,16 @@ import numpy as np
 import pandas as pd
 from common import figure, parser, save, show, write_csv, write_manifest
 from replay_client import STEADY, WaitWhileReading, Window, front_end, sustained
-from replay_fit import Coefficients, Fit, Stretches, held_out, stretch_of
+from replay_fit import Coefficients, Fit, Stretches, stretch_of
+from replay_rounds import (
+    CELLS,
+    LENS_RR_05,
+    PERCENTILES,
+    ROUNDS,
+    cell_arrivals,
+    measured_means,
+    simulated_means,
+)
 from replay_runs import (
     ENGINE_POLICIES,
     LENS_PRISM_07,
@@ -56,13 +65,19 @@ from synergy_gym.evaluation.manifest import policy_entry
 from synergy_gym.types import FloatArray
 
 NAME = "replay_8xh100"
-ROUNDS = "measurements/e2e_client_rounds.csv"
 COEFFICIENTS = Path(__file__).parent / "results" / NAME / "coefficients.csv"
-FITTING_RUNS = (NATIVE_05, PACED_07, LENS_RR_07, LENS_QPS_07)
-"""The runs whose steady part the cluster and its front end sustained."""
 ALL = "none"
-"""`held_out` of the coefficients that are fitted on all of them."""
-PERCENTILES = (50, 90, 99)
+FITS: Mapping[str, tuple[Run, ...]] = MappingProxyType(
+    {
+        str(NATIVE_05): (PACED_07, LENS_RR_07),
+        str(PACED_07): (NATIVE_05, LENS_RR_07),
+        str(LENS_RR_07): (NATIVE_05, PACED_07, LENS_RR_05),
+        str(LENS_RR_05): (NATIVE_05, PACED_07, LENS_RR_07),
+        ALL: (NATIVE_05, PACED_07, LENS_RR_07, LENS_RR_05),
+    }
+)
+"""What coefficients are fitted on, by the run that is left out. Only runs whose router is known
+and whose front end kept up; `ALL` is for the runs that are not among them."""
 GOALS_PERCENT: Mapping[tuple[str, int], float] = MappingProxyType(
     {("e2e_s", 50): 5.0, ("e2e_s", 90): 5.0, ("e2e_s", 99): 5.0, ("ttft_s", 50): 15.0}
 )
@@ -79,23 +94,18 @@ WINDOWS: Mapping[Run, tuple[Window, ...]] = MappingProxyType(
         NATIVE_07: (STEADY,),
     }
 )
-CELLS = tuple(
-    [Run("timestamp", "sla", router, 0.5) for router in ("roundrobin", "qps", "elrar")]
-    + [Run("qps", "native", "roundrobin", 0.5)]
-)
-"""Runs without a per-request log; their arrivals are those of another run (`cell_arrivals`)."""
+READING_RUNS = (NATIVE_05, LENS_RR_07, LENS_QPS_07)
+"""Where the waits of reading clients are measured (timestamp mode, front end kept up)."""
 VARIANTS = ("prism-ref", "prism-ref:compensation=true", "prism-ref:affinity=false", "prism-fixed")
 SETTLE_S = 45.0
 """A replay of the steady part alone begins this much earlier, with an empty cluster."""
-CELL_ROUNDS = range(5, 9)
-ROUND_S = 60.0
 
 
 def waits(run: Run, logs: Mapping[Run, pd.DataFrame]) -> FloatArray:
     """Waits in the clients of a run, drawn from what other runs show (qps mode: no other run)."""
     if run.mode != "timestamp":
         return np.zeros(len(logs[run]))
-    others = [logs[r] for r in held_out(FITTING_RUNS, run) if r.mode == run.mode]
+    others = [logs[r] for r in READING_RUNS if r != run]
     return WaitWhileReading.of(others).draw(logs[run], np.random.default_rng(0))
 
 
@@ -150,7 +160,7 @@ def read_coefficients(path: Path = COEFFICIENTS) -> dict[str, Coefficients]:
 
 def coefficients_for(run: Run, known: Mapping[str, Coefficients]) -> tuple[str, Coefficients]:
     """What was fitted without this run, and how the tables call it."""
-    held = str(run) if run in FITTING_RUNS else ALL
+    held = str(run) if str(run) in FITS else ALL
     if held not in known:
         raise SystemExit(f"no coefficients fitted without {held!r}; run with --fit {held!r}")
     return "fitted without this run", known[held]
@@ -203,62 +213,22 @@ def steady_rows(run: Run, log: pd.DataFrame, coefficients: Coefficients | None) 
     return played, compare(run, STEADY, played.measured, played.simulated, label)
 
 
-# --- runs of which only quantiles exist -------------------------------------------------------
-
-
-def cell_arrivals(cell: Run, logs: Mapping[Run, pd.DataFrame]) -> pd.DataFrame:
-    """The requests of a cell: the same slices of the same log, as another run sent them.
-
-    Timestamp mode: the run with as many clients. qps mode: the first clients of the longer
-    run, which all send the same prompts at 5 requests per second.
-    """
-    if cell.mode == "timestamp":
-        return logs[NATIVE_05]
-    log = logs[PACED_07]
-    return log[log.client < round(10 * cell.upper)]
-
-
-def round_quantiles(log: pd.DataFrame, simulated: pd.DataFrame) -> pd.DataFrame:
-    """P50, P90, P99 per client and minute of its life, as clients report them.
-
-    A round holds what finished in it; TPOT is (E2E - TTFT) / (output tokens - 1) there.
-    """
-    frame = simulated.assign(
-        client=log.client,
-        round=((log.age_s + simulated.e2e_s) // ROUND_S).astype(int),
-        tpot_ms=simulated.tpot_ms * log.tokens_out / np.maximum(log.tokens_out - 1, 1),
-    )
-    frame = frame[frame["round"].isin(CELL_ROUNDS)]
-    groups = frame.groupby(["client", "round"])[list(METRICS)]
-    return groups.quantile([p / 100 for p in PERCENTILES]).unstack()
-
-
 def compare_cell(
-    cell: Run, logs: Mapping[Run, pd.DataFrame], known: Mapping[str, Coefficients], data: Path
+    cell: Run,
+    logs: Mapping[Run, pd.DataFrame],
+    known: Mapping[str, Coefficients],
+    rounds: pd.DataFrame,
 ) -> list[dict[str, Any]]:
     """Means over clients and steady rounds of the quantiles per round."""
-    log = cell_arrivals(cell, logs)
-    log = log[log.send_s >= STEADY.from_s - SETTLE_S]
-    played = replay(cell, log, known[ALL], STEADY.from_s - SETTLE_S, np.inf)
-    mine = round_quantiles(played.measured, played.simulated).mean()
-    theirs = measured_rounds(data / ROUNDS, cell)
-    head = {"run": str(cell), "policy": cell.policy, "rounds": len(theirs)}
-    rows = []
-    for metric in METRICS:
-        for percentile in PERCENTILES:
-            real = float(theirs[f"{metric}_p{percentile}"].mean())
-            played_value = float(mine[metric, percentile / 100])
-            rows.append(head | verdict(metric, percentile, real, played_value, True))
-    return rows
-
-
-def measured_rounds(path: Path, cell: Run) -> pd.DataFrame:
-    """The clients' own quantiles of the steady rounds."""
-    table = pd.read_csv(path)
-    chosen = (table["set"] == "exp_new") & (table.arrival_mode == cell.mode)
-    chosen &= (table.engine == cell.engine) & (table.router == cell.router)
-    chosen &= (table.sample_upper == cell.upper) & table["round"].isin(CELL_ROUNDS)
-    return table[chosen]
+    _, coefficients = coefficients_for(cell, known)
+    played = replay(cell, cell_arrivals(cell, logs), coefficients, STEADY.from_s - SETTLE_S)
+    mine = simulated_means(played.measured, played.simulated)
+    theirs = measured_means(rounds, cell)
+    head = {"run": str(cell), "policy": cell.policy}
+    return [
+        head | verdict(metric, percentile, real, float(mine[metric, percentile]), True)
+        for (metric, percentile), real in theirs.items()
+    ]
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -274,7 +244,8 @@ def plot_cdfs(replays: Sequence[Replay], path: Path) -> None:
             for label, frame, style in pair:
                 values = np.sort(frame[metric].to_numpy()[inside])
                 axis.plot(values, np.linspace(0, 1, len(values)), style, label=label, lw=1.2)
-            axis.set(xlabel=metric, ylim=(0, 1), xlim=(0, None))
+            end = np.percentile(played.measured[metric].to_numpy()[inside], 99.8)
+            axis.set(xlabel=metric, ylim=(0, 1), xlim=(0, end))
         note = "" if sustained(played.measured[inside]) else "\n(front end overloaded)"
         row[0].set_ylabel("share")
         row[1].set_title(f"{played.run}: {played.run.policy}{note}", fontsize=8)
@@ -291,7 +262,7 @@ def plot_timeline(replays: Sequence[Replay], path: Path) -> None:
             for label, frame in (("measured", played.measured), ("simulated", played.simulated)):
                 medians = frame[metric].groupby(bins).median()
                 axis.plot(medians.index, medians.to_numpy(), label=label, lw=1.2)
-            axis.set(ylabel=f"median {metric}", yscale="log", xlabel="sent at (s)")
+            axis.set(ylabel=f"median {metric}", ylim=(0, None), xlabel="sent at (s)")
         row[0].set_title(str(played.run), fontsize=8)
     axes[0][0].legend(fontsize=7)
     save(chart, path)
@@ -324,22 +295,20 @@ def write_manifest_of(out: Path, data: Path) -> None:
         assumed_router=policy_entry(LowestQps()),
         inputs=inputs,
         coefficients=hashlib.sha256(COEFFICIENTS.read_bytes()).hexdigest(),
-        fitting_runs=[str(run) for run in FITTING_RUNS],
+        fits={name: [str(run) for run in runs] for name, runs in FITS.items()},
     )
 
 
-def run_fits(which: str, logs: Mapping[Run, pd.DataFrame], out: Path) -> None:
+def run_fits(which: str, logs: Mapping[Run, pd.DataFrame], rounds: pd.DataFrame, out: Path) -> None:
     """Fit without one run, or all of these fits, and keep the coefficients."""
-    names = [*(str(run) for run in FITTING_RUNS), ALL]
-    if which != "all" and which not in names:
-        raise SystemExit(f"--fit {which!r}: choose all or one of {', '.join(map(repr, names))}")
-    path, stretches = out / COEFFICIENTS.name, Stretches(logs)
+    if which not in ("all", *FITS):
+        raise SystemExit(f"--fit {which!r}: choose all or one of {', '.join(map(repr, FITS))}")
+    path, stretches = out / COEFFICIENTS.name, Stretches(logs, rounds)
     rows = pd.read_csv(path).set_index("held_out").T.to_dict() if path.is_file() else {}
-    for name in names if which == "all" else [which]:
-        used = [run for run in FITTING_RUNS if str(run) != name]
-        found = Fit(stretches, used).run()
-        rows[name] = {"fitted_on": "; ".join(map(str, used))} | found.row()
-        table = pd.DataFrame([{"held_out": n, **rows[n]} for n in names if n in rows])
+    for name in FITS if which == "all" else [which]:
+        found = Fit(stretches, FITS[name]).run()
+        rows[name] = {"fitted_on": "; ".join(map(str, FITS[name]))} | found.row()
+        table = pd.DataFrame([{"held_out": n, **rows[n]} for n in FITS if n in rows])
         write_csv(table, path)
         show(f"Coefficients fitted without {name}", table[table.held_out == name].T.reset_index())
 
@@ -378,7 +347,10 @@ def run_variants(
 
 
 def run_all(
-    logs: Mapping[Run, pd.DataFrame], known: Mapping[str, Coefficients], data: Path, out: Path
+    logs: Mapping[Run, pd.DataFrame],
+    known: Mapping[str, Coefficients],
+    rounds: pd.DataFrame,
+    out: Path,
 ) -> pd.DataFrame:
     """Every run, the packaged profile beside it, the cells, and the plots."""
     rows: list[dict[str, Any]] = []
@@ -387,9 +359,9 @@ def run_all(
         played, found = replay_whole(run, logs, known)
         replays.append(played)
         rows += found
-        if run in FITTING_RUNS:
+        if str(run) in FITS:
             rows += steady_rows(run, logs[run], None)[1]
-    cells = [row for cell in CELLS for row in compare_cell(cell, logs, known, data)]
+    cells = [row for cell in CELLS for row in compare_cell(cell, logs, known, rounds)]
     write_csv(pd.DataFrame(cells), out / "rounds.csv")
     show("Runs known by their clients' quantiles", pd.DataFrame(cells))
     write_csv(front_end(logs), out / "front_end.csv")
@@ -406,8 +378,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = options.parse_args(argv)
     data, out = data_folder(), chosen.out
     logs = {run: read_run(data / run.file) for run in RUNS}
+    rounds = pd.read_csv(data / ROUNDS)
     if chosen.fit:
-        run_fits(chosen.fit, logs, out)
+        run_fits(chosen.fit, logs, rounds, out)
         return
     known = read_coefficients()
     if chosen.quick:
@@ -415,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif chosen.variants:
         name, table = "variants", run_variants(logs, known)
     else:
-        name, table = "comparison", run_all(logs, known, data, out)
+        name, table = "comparison", run_all(logs, known, rounds, out)
         write_manifest_of(out, data)
     show("Measured against simulated", table)
     write_csv(table, out / f"{name}.csv")

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+from replay_rounds import CELLS, cell_arrivals, measured_means, simulated_means
 from replay_runs import METRICS, Overhead, Run, add_wait, simulate
 from scipy.optimize import lsq_linear, minimize_scalar
 
@@ -62,10 +63,15 @@ class Stretch:
 COMPILED = Stretch(265.0, 300.0, 450.0)
 ASKED = Stretch(282.0, 300.0, 370.0)
 """LENS is asked before every step, which takes a hundred times as long."""
+FITTED_ROUNDS = range(5, 7)
+IN_ROUNDS = Stretch(282.0, 300.0, 465.0)
+"""These two minutes of the life of five clients that start 10 s apart."""
 
 
 def stretch_of(run: Run) -> Stretch:
     """Long where the engine's rule is compiled into the simulator."""
+    if run in CELLS:
+        return IN_ROUNDS
     return COMPILED if run.engine == "native" else ASKED
 
 
@@ -113,30 +119,47 @@ class Coefficients:
 class Stretches:
     """The fitted stretches of all runs, and what has been simulated of them.
 
-    Fits share one, as those that leave out one of the LENS runs ask for the same simulations.
+    Fits share one, as those that leave out different runs ask for many equal simulations.
 
     Args:
         logs: the runs, as `read_run` gives them.
+        rounds: the table of the clients' rounds, for runs without a log.
     """
 
-    def __init__(self, logs: Mapping[Run, pd.DataFrame]) -> None:
-        self._parts = {run: _cut(log, stretch_of(run)) for run, log in logs.items()}
+    def __init__(self, logs: Mapping[Run, pd.DataFrame], rounds: pd.DataFrame) -> None:
+        self._logs, self._rounds = logs, rounds
+        self._part = lru_cache(maxsize=None)(self._cut)
         self._play = lru_cache(maxsize=None)(self._simulate)
 
     def errors(self, guess: Coefficients, runs: Sequence[Run]) -> FloatArray:
-        """Logarithms of simulated / measured in units of TOLERANCE: run, metric, percentile."""
+        """Logarithms of simulated / measured in units of TOLERANCE: run, metric, quantile."""
         found = []
         for run in runs:
-            scored = self._parts[run][self._parts[run].scored]
-            wait = guess.overhead.of(scored.tokens_in.to_numpy(float))
-            simulated = add_wait(self._play(run, guess.terms).loc[scored.index], wait)
-            for metric in METRICS:
-                pair = [np.percentile(f[metric], PERCENTILES) for f in (simulated, scored)]
-                found.append(np.log(pair[0] / pair[1]) / TOLERANCE[metric])
+            part = self._part(run)
+            wait = guess.overhead.of(part.tokens_in.to_numpy(float))
+            simulated = add_wait(self._play(run, guess.terms), wait)
+            pair = (self._of_rounds if run in CELLS else self._of_log)(run, part, simulated)
+            tolerance = [TOLERANCE[metric] for metric in METRICS]
+            found.append(np.log(pair[0] / pair[1]) / np.repeat(tolerance, len(pair[0]) // 3))
         return np.concatenate(found)
 
+    def _of_log(self, run: Run, part: pd.DataFrame, simulated: pd.DataFrame) -> list[FloatArray]:
+        scored = (part.send_s >= stretch_of(run).from_s).to_numpy()
+        frames = (simulated[scored], part[scored])
+        return [np.percentile(f[list(METRICS)], PERCENTILES, axis=0).T.ravel() for f in frames]
+
+    def _of_rounds(self, run: Run, part: pd.DataFrame, simulated: pd.DataFrame) -> list[FloatArray]:
+        mine = simulated_means(part, simulated, FITTED_ROUNDS)
+        theirs = measured_means(self._rounds, run, FITTED_ROUNDS)
+        return [mine.to_numpy(), theirs.to_numpy()]
+
+    def _cut(self, run: Run) -> pd.DataFrame:
+        log = cell_arrivals(run, self._logs) if run in CELLS else self._logs[run]
+        stretch = stretch_of(run)
+        return log[(log.send_s >= stretch.begin_s) & (log.send_s < stretch.to_s)]
+
     def _simulate(self, run: Run, terms: StepTerms) -> pd.DataFrame:
-        return simulate(run, self._parts[run], terms, begin_s=stretch_of(run).begin_s)
+        return simulate(run, self._part(run), terms, begin_s=stretch_of(run).begin_s)
 
 
 class Fit:
@@ -211,13 +234,3 @@ def cost(residuals: FloatArray) -> float:
 
 def _steps(at: FloatArray) -> FloatArray:
     return STEP * np.eye(len(at))
-
-
-def _cut(log: pd.DataFrame, stretch: Stretch) -> pd.DataFrame:
-    played = log[(log.send_s >= stretch.begin_s) & (log.send_s < stretch.to_s)]
-    return played.assign(scored=played.send_s >= stretch.from_s)
-
-
-def held_out(runs: Sequence[Run], run: Run) -> tuple[Run, ...]:
-    """All fitting runs but this one."""
-    return tuple(other for other in runs if other != run)

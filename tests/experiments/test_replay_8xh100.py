@@ -11,6 +11,7 @@ import pytest
 import replay_8xh100 as rx
 import replay_client as rc
 import replay_fit as rf
+import replay_rounds as ro
 import replay_runs as rr
 
 from synergy_gym.evaluation.runner import evaluate
@@ -100,12 +101,12 @@ def test_lowest_qps_gives_every_engine_its_turn(rng: np.random.Generator) -> Non
 
 
 def test_lowest_qps_forgets_what_left_its_window() -> None:
-    send_s = [0.0, 0.1, 0.2, *np.arange(0.3, 0.8, 0.1), 5.15, 5.16]
+    send_s = [0.0, 0.1, 0.2, 5.15, 5.16]
     frame = pd.DataFrame({"session_id": 0, "tokens_in": 16, "tokens_out": 2, "send_s": send_s})
     router = rr.LowestQps(window_s=5.0)
     result = evaluate(rr.cluster_with(None), router_policy=router, workload=rr.to_workload(frame))
-    # Counts are equal at 5.15 s; that request makes the router forget those of 0.0 and 0.1 s.
-    assert result.records.engine.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
+    # At 5.15 s the requests of 0.0 and 0.1 s no longer count; without a window it were 3 and 4.
+    assert result.records.engine.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_streams_faster_than_a_step_show_an_overloaded_front_end() -> None:
@@ -148,11 +149,23 @@ def test_a_wait_delays_the_request_itself(rng: np.random.Generator) -> None:
 def test_rounds_hold_what_finished_in_them() -> None:
     log = pd.DataFrame({"client": 0, "age_s": [299.0, 300.5, 358.0, 600.0], "tokens_out": 11})
     simulated = pd.DataFrame({"ttft_s": 0.5, "tpot_ms": 10.0, "e2e_s": [0.9, 1.0, 3.0, 1.0]})
-    table = rx.round_quantiles(log, simulated)
-    assert table.index.tolist() == [(0, 5), (0, 6)]
-    assert table.loc[(0, 5), ("e2e_s", 0.5)] == 1.0
-    assert table.loc[(0, 6), ("e2e_s", 0.5)] == 3.0
-    np.testing.assert_allclose(table["tpot_ms"], 11.0)
+    means = ro.simulated_means(log, simulated)
+    assert means["e2e_s", 50] == (1.0 + 3.0) / 2
+    assert means["tpot_ms", 99] == pytest.approx(11.0)
+    assert ro.simulated_means(log, simulated, range(5, 6))["e2e_s", 90] == 1.0
+
+
+def test_measured_rounds_are_those_of_the_run() -> None:
+    values = {f"{metric}_p{p}": float(p) for metric in rr.METRICS for p in ro.PERCENTILES}
+    own = {"set": "exp_new", "arrival_mode": "timestamp", "engine": "sla"}
+    own |= {"router": "roundrobin", "sample_upper": 0.5, "round": 5}
+    others = [own | {"round": 0}, own | {"router": "qps"}, own | {"set": "exp"}]
+    high = dict.fromkeys(values, 1e6)
+    table = pd.DataFrame([own | values, *(other | high for other in others)])
+    means = ro.measured_means(table, ro.LENS_RR_05)
+    assert means.loc["ttft_s"].tolist() == [50.0, 90.0, 99.0]
+    with pytest.raises(ValueError, match="elrar"):
+        ro.measured_means(table, replace(ro.LENS_RR_05, router="elrar"))
 
 
 def test_coefficients_survive_the_table() -> None:
@@ -175,7 +188,7 @@ def test_a_fit_finds_the_latencies_of_a_simulated_run(tmp_path: Path) -> None:
     truth = rr.simulate(rr.NATIVE_05, frame, world, begin_s=255.0)
     truth = rr.add_wait(truth, 0.02 + 1e-5 * frame.tokens_in.to_numpy())
     log = log_of(frame.assign(ttft_s=truth.ttft_s, e2e_s=truth.e2e_s), tmp_path)
-    stretches = rf.Stretches({rr.NATIVE_05: log})
+    stretches = rf.Stretches({rr.NATIVE_05: log}, pd.DataFrame())
     found = rf.Fit(stretches, [rr.NATIVE_05]).run()
     before, after = (rf.cost(stretches.errors(c, [rr.NATIVE_05])) for c in (start, found))
     assert after < 0.05 * before
@@ -212,7 +225,16 @@ def test_stock_vllm_gives_all_terms_and_lens_the_base() -> None:
 
 def test_a_fit_needs_stock_vllm() -> None:
     with pytest.raises(ValueError, match="stock vLLM"):
-        rf.Fit(rf.Stretches({}), [rr.LENS_RR_07])
+        rf.Fit(rf.Stretches({}, pd.DataFrame()), [rr.LENS_RR_07])
+
+
+def test_no_fit_has_seen_the_run_that_it_is_for() -> None:
+    for held, runs in rx.FITS.items():
+        assert held not in [str(run) for run in runs]
+    others = [run for run in (*rr.RUNS, *ro.CELLS) if str(run) not in rx.FITS]
+    assert not set(others) & set(rx.FITS[rx.ALL])
+    # The arrivals of the cell are those of the native run.
+    assert ro.LENS_RR_05 not in rx.FITS[str(rr.NATIVE_05)]
 
 
 def test_the_profile_holds_the_coefficients_that_were_fitted_on_all_runs() -> None:
