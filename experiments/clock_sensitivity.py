@@ -4,7 +4,7 @@
 
 `packaged` is the scenario's own clock (published fits, fixed cost 7.1 ms per step), `fitted` the
 profile `h100-llama-3.1-8b-8xh100run` (experiments/replay_8xh100.py: intercept below its floor). All
-figures are simulated; rates are those of the packaged clock in both worlds, so a world's load 1.0 is
+figures are simulated; rates are those of the packaged clock in both, so a world's load 1.0 is
 not where its own `vllm-v1` attains 90 %. Validation seeds, round-robin, 90 s with 30 s of warm-up.
 """
 
