@@ -1,0 +1,1 @@
+"""Real vLLM engines: in this process, in worker processes, and behind HTTP."""
