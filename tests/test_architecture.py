@@ -36,10 +36,10 @@ ARROWS: dict[str, set[str]] = {
     "scenario": MODEL,
     "sim": {*MODEL, "scenario"},
     "policies": {"types", "features", "latency", "jit"},
-    "envs": PLAY,
     "live": PLAY,
-    "evaluation": {*PLAY, "envs"},
-    "cli": {*PLAY, "envs", "evaluation"},
+    "envs": {*PLAY, "live"},
+    "evaluation": {*PLAY, "envs", "live"},
+    "cli": {*PLAY, "envs", "evaluation", "live"},
     "__main__": {"cli"},
 }
 
@@ -50,6 +50,10 @@ LAZY = {
     "sb3_contrib": set(),
     "ray": set(),
     "vllm": {"live.scheduler"},  # subclasses vLLM's scheduler; loaded by vLLM or on demand
+    "httpx": set(),
+    "starlette": set(),
+    "uvicorn": set(),
+    "prometheus_client": set(),
     "matplotlib": {"evaluation"},
     "pandas": {"evaluation"},
 }
