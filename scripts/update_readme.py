@@ -16,6 +16,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def engines() -> str:
     """One row per kind of engine of the scenarios."""
     rows = []
     for name in list_scenarios():
-        kinds: dict[str, EngineSpec] = {e.gpu: e for e in load_scenario(name).engines}
+        kinds = {replace(e, name=""): e for e in load_scenario(name).engines}
         if not name.startswith(FOR_TESTS):
             rows += [{"scenario": f"`{name}`", **_engine_row(engine)} for engine in kinds.values()]
     return _table(rows)

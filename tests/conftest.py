@@ -1,9 +1,10 @@
-"""What every test shares: data, seeds, hypothesis profiles, and the count of skipped data tests.
+"""What every test shares: data, seeds, vLLM, hypothesis profiles, and the counts of skipped tests.
 
 Environment variables:
     SYNERGY_GYM_DATA: folder with `traces/` and `measurements/`; tests of real data skip without.
     SYNERGY_GYM_TEST_SEED: repeats a run of the random tests; each failure prints its seed.
     SYNERGY_GYM_FUZZ: 1 = 20,000 hypothesis examples per test instead of 200 (`make fuzz`).
+    SYNERGY_GYM_REQUIRE_VLLM: 1 = tests that need vLLM fail where they would be skipped.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 
+from synergy_gym.live.vllm_version import VllmUnavailableError, load_vllm
+
 DATA_VARIABLE = "SYNERGY_GYM_DATA"
 NO_DATA = f"needs real data: set {DATA_VARIABLE} to the folder with traces/ and measurements/"
+REQUIRE_VARIABLE = "SYNERGY_GYM_REQUIRE_VLLM"
+NO_VLLM = "needs vLLM"
 
 _SLOW = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
 hypothesis.settings.register_profile(
@@ -47,6 +53,18 @@ def traces_dir(data_dir: Path) -> Path:
     return data_dir / "traces"
 
 
+@pytest.fixture(scope="session")
+def vllm() -> Any:
+    """The module vLLM with its engine core in this process, or a skip that says why not."""
+    try:
+        return load_vllm(in_process=True)
+    except VllmUnavailableError as error:
+        reason = f"{NO_VLLM}: {error}"
+    if os.environ.get(REQUIRE_VARIABLE) == "1":
+        pytest.fail(f"{reason} ({REQUIRE_VARIABLE}=1 asks for it)")
+    pytest.skip(reason)
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A fresh seed for a random test, printed so that a failure can be repeated."""
@@ -62,8 +80,11 @@ def rng(seed: int) -> np.random.Generator:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests were skipped for want of real data, also when there are none."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    count = sum(DATA_VARIABLE in str(report.longrepr) for report in skipped)
-    cure = f" (set {DATA_VARIABLE} to run them)" if count else ""
-    terminalreporter.write_line(f"data tests skipped: {count}{cure}")
+    """Say how many tests were skipped for want of data or vLLM, also when there are none."""
+    reasons = [str(r.longrepr) for r in terminalreporter.stats.get("skipped", [])]
+    data = sum(DATA_VARIABLE in reason for reason in reasons)
+    vllm = sum(NO_VLLM in reason for reason in reasons)
+    cures = {False: "", True: f" (set {DATA_VARIABLE} to run them)"}
+    terminalreporter.write_line(f"data tests skipped: {data}{cures[data > 0]}")
+    cures[True] = " (`make vllm`; the reason is above)"
+    terminalreporter.write_line(f"vLLM tests skipped: {vllm}{cures[vllm > 0]}")
