@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from synergy_gym.latency.published import published_advert
 from synergy_gym.scenario import Scenario, stop_time_ns
@@ -12,9 +12,6 @@ from synergy_gym.sim.arena import nanoseconds
 from synergy_gym.sim.cluster import Simulator
 from synergy_gym.types import DecisionRule
 from synergy_gym.workload.base import Workload
-
-if TYPE_CHECKING:
-    from synergy_gym.sim.reference import ReferenceSimulator
 
 
 def build_simulator(
@@ -26,7 +23,7 @@ def build_simulator(
     rules: Sequence[DecisionRule | None] | None = None,
     auto_route: bool = False,
     record_itl: bool = False,
-    cls: type[Simulator] | type[ReferenceSimulator] = Simulator,
+    cls: Callable[..., Any] = Simulator,
 ) -> Any:
     """An episode of `scenario` before its first arrival.
 
@@ -41,10 +38,11 @@ def build_simulator(
         rules: per engine a compiled decision, or `None` for BATCH points.
         auto_route: single engine without ROUTE points.
         record_itl: keep inter-token gaps.
-        cls: the compiled simulator, or the plain-Python reference.
+        cls: the compiled simulator, the plain-Python reference, or what makes another
+            simulator from the same arguments.
 
     Returns:
-        An instance of `cls`.
+        What `cls` makes.
     """
     traffic = scenario.workload(load, seed) if workload is None else workload
     clocks = [

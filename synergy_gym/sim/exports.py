@@ -35,7 +35,7 @@ from synergy_gym.sim.layout import (
     L_TOKENS,
     PRIORITY_SHIFT,
 )
-from synergy_gym.sim.lists import computed_tokens, generated_tokens, num_decodes, row
+from synergy_gym.sim.lists import computed_tokens, generated_tokens, row
 
 QUEUE_FIELDS = 9
 
@@ -47,15 +47,20 @@ def write_state(a, o, e, out, so):  # type: ignore[no-untyped-def]
     out[so] = now
     out[so + 1] = a[e + E_RUNNING]
     out[so + 2] = a[e + E_WAITING]
-    out[so + 3] = num_decodes(a, o, e)
+    out[so + 3] = a[e + E_DECODES]
     out[so + 4] = a[e + E_PREFILL_TOKENS]
     out[so + 5] = a[e + E_WAIT_TOKENS]
     out[so + 6] = a[e + E_CONTEXT]
-    for i in range(a[e + E_PREFILLS] if out[so + 3] > a[e + E_DECODES] else 0):
+    for i in range(a[e + E_PREFILLS]):
         q = row(a, o, a[a[e + E_PRE] + 2 * i])
-        if a[q + F_GEN] > 0 and a[q + F_PROMPT] + a[q + F_GEN] - a[q + F_OFF] == 1:
+        # What an iteration in flight schedules is entered already, but computed at its end.
+        planned = a[a[e + E_PRE] + 2 * i + 1]
+        computed = a[q + F_OFF] - planned
+        out[so + 4] += planned
+        if a[q + F_GEN] > 0 and a[q + F_PROMPT] + a[q + F_GEN] - computed == 1:
+            out[so + 3] += 1
             out[so + 4] -= 1
-            out[so + 6] += a[q + F_OFF]
+            out[so + 6] += computed
     out[so + 7] = a[e + E_FREE]
     out[so + 8] = a[e + E_TOTAL]
     head = a[e + E_WAIT_HEAD]

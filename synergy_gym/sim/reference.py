@@ -9,7 +9,7 @@ at its end. The iteration itself is defined in `reference_engine`, the KV pool i
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,8 @@ class ReferenceSimulator:
             `None` for zeros.
         auto_route: send arrivals to the only engine, without ROUTE points.
         record_itl: keep the gaps between tokens of scored requests.
+        make_engine: makes what plans and commits the iterations of engine i with this spec; a
+            `ReferenceEngine` by default.
 
     Raises:
         ValueError: lengths disagree, an event or SLO class names something absent, or a rule
@@ -89,6 +91,7 @@ class ReferenceSimulator:
         adverts: Sequence[EngineAdvert | None] | None = None,
         auto_route: bool = False,
         record_itl: bool = False,
+        make_engine: Callable[[int, EngineSpec], ReferenceEngine] | None = None,
     ) -> None:
         chosen = [None] * len(engines) if rules is None else list(rules)
         _check_arguments(engines, clocks, chosen, workload, slos, events, auto_route)
@@ -98,9 +101,12 @@ class ReferenceSimulator:
         self._point = DONE
         told = started_with(adverts, len(self.engines))
         servers = [
-            Server(i, spec, clocks[i], telemetry, chosen[i], self.slos, told[i])
+            Server(
+                i, spec, clocks[i], telemetry, chosen[i], self.slos, told[i],
+                None if make_engine is None else make_engine(i, spec),
+            )
             for i, spec in enumerate(engines)
-        ]
+        ]  # fmt: skip
         table = RequestTable(workload, self.slos, warmup_ns, horizon_ns, record_itl)
         self._world = World(servers, workload, table, client, events, horizon_ns, auto_route)
         self._stop_ns = stop_ns

@@ -120,6 +120,8 @@ class Step:
     rejected: list[Job] = field(default_factory=list)
     """Heads of the queue whose known tokens need more blocks than the engine has."""
     features: Features = field(default_factory=lambda: Features.of({}))
+    measured_ns: int = -1
+    """How long a real engine took for it; -1: the step-latency model says."""
 
     @property
     def duration_ns(self) -> int:

@@ -49,6 +49,7 @@ class Server:
         rule: decides in place of a policy, or `None`.
         slos: the scenario's classes, for deadline order.
         told: what it tells routers about itself when it starts (`adverts.started_with`).
+        engine: what plans and commits the iterations; a `ReferenceEngine` by default.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class Server:
         rule: DecisionRule | None,
         slos: tuple[SLO, ...],
         told: list[int],
+        engine: ReferenceEngine | None = None,
     ) -> None:
         if rule is not None:
             check_rule(spec, rule)
         self.index = index
-        self.engine = ReferenceEngine(spec)
+        self.engine = ReferenceEngine(spec) if engine is None else engine
         self.alive = True
         self.step: Step | None = None
         """The iteration in flight; its effects on requests become visible at its end."""
@@ -204,16 +206,19 @@ class Server:
         if not self.engine.has_work:
             self.push.went_idle(now_ns)
             return step
-        if step.scheduled:
-            duration = step_ns(self._clock, step.number, *step.features.arguments())
-        else:
-            duration = max(self._clock[FLOOR_NS], self._clock[0] // FS_PER_NS, LEAST_EMPTY_STEP_NS)
-            if next_arrival_ns is not None:
-                duration = max(duration, next_arrival_ns - now_ns)
-        step.end_ns = now_ns + duration
+        step.end_ns = now_ns + self._duration(step, next_arrival_ns)
         self.step = step
         self._log(step, decision)
         return step
+
+    def _duration(self, step: Step, next_arrival_ns: int | None) -> int:
+        clock = self._clock
+        if not step.scheduled:
+            least = max(clock[FLOOR_NS], clock[0] // FS_PER_NS, LEAST_EMPTY_STEP_NS)
+            return max(least, 0 if next_arrival_ns is None else next_arrival_ns - step.start_ns)
+        if step.measured_ns < 0:
+            return step_ns(clock, step.number, *step.features.arguments())
+        return max(step.measured_ns * clock[SLOW] // UNIT, 1)
 
     def _log(self, step: Step, decision: BatchDecision) -> None:
         limit = decision.max_running

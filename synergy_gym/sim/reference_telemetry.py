@@ -49,6 +49,25 @@ def guessed_ns(tokens: int, requests: int) -> int:
     return 8_700_000 + 20_000 * tokens + 500_000 * requests
 
 
+def heartbeat(now_ns: int, kv_blocks: int) -> list[int]:
+    """What an idle engine sends: no requests, no capacity, nothing about its model."""
+    return [now_ns, 0, 0, 0, kv_blocks, 0, 0, 0, 0, Mode.LATENCY_OPTIMIZED, 0]
+
+
+def first_vector(kv_blocks: int, told: Sequence[int]) -> list[int]:
+    """What a router takes an engine for before the first push: idle since time 0."""
+    return [*heartbeat(0, kv_blocks), *told[1:]]
+
+
+def received(vector: Sequence[int], visible: list[int]) -> list[int]:
+    """The visible vector after `vector` arrived.
+
+    A heartbeat is shorter, as it says nothing about the engine's model: that stays what was
+    sent last.
+    """
+    return [*vector, *visible[len(vector) :]]
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """An iteration that has ended: durations in nanoseconds, tokens."""
@@ -69,51 +88,53 @@ class Gauges:
     pending_tokens: int
 
 
-class PushChannel:
-    """State vectors that one engine sends, with interval, delay, loss and heartbeats.
+class PushSource:
+    """What one engine tells routers, and when: vectors in the order of `PUSH_COLUMNS`.
+
+    The simulator's `PushChannel` and a live engine's sender both build on it.
 
     Args:
-        spec: intervals, delay, loss and heartbeat mode.
-        seed: the engine's clock seed; lost pushes are drawn from it.
+        spec: push interval and heartbeats.
         kv_blocks: total that the vectors of an idle engine show.
         told: what the engine says about itself (`adverts.published`) when it starts.
     """
 
-    def __init__(self, spec: TelemetrySpec, seed: int, kv_blocks: int, told: list[int]) -> None:
-        self._spec = spec
-        self._interval = nanoseconds(spec.push_interval_s)
-        self._delay = nanoseconds(spec.push_delay_s)
-        self._beat = nanoseconds(spec.heartbeat_interval_s)
-        self._loss = round(spec.push_loss * (1 << 32))
-        self._seed = seed
-        self._attempts = 0
-        self._sent: deque[list[int]] = deque()
-        self.routed_tokens = 0
-        """Prompt tokens routed here since the visible vector last changed."""
+    def __init__(self, spec: TelemetrySpec, kv_blocks: int, told: list[int]) -> None:
         self.kv_blocks = kv_blocks
         self.told = told
-        self.visible = [*self._zero(0), *told[1:]]
+        self._heartbeat = spec.heartbeat
+        self._interval = nanoseconds(spec.push_interval_s)
+        self._beat = nanoseconds(spec.heartbeat_interval_s)
         self._alive = True
         self._idle_since: int | None = 0
         self._beats_until = 0
         self._last: int | None = None
         self._recent: deque[Ended] = deque(maxlen=MEAN_STEPS)
 
-    def committed(self, now_ns: int, gauges: Gauges, step: Ended) -> None:
-        """An iteration ended at `now_ns`, leaving `gauges`."""
-        self._send_beats(now_ns)
+    def after_step(self, now_ns: int, gauges: Gauges, step: Ended) -> list[int] | None:
+        """The vector to send when an iteration has ended, `None` within the interval."""
         if step.tokens:
             self._recent.append(step)
+        vector = None
         if self._last is None or now_ns - self._last >= self._interval:
             self._last = now_ns
-            if not self._is_lost():
-                self._sent.append(self._vector(now_ns, gauges))
+            vector = self._vector(now_ns, gauges)
         if gauges.running + gauges.waiting == 0:
             self.went_idle(now_ns)
+        return vector
+
+    def beats(self, now_ns: int) -> list[list[int]]:
+        """Heartbeats since the last call; they are shorter, a model is no part of them."""
+        origin = 0 if self._heartbeat == "overwrite" else self._idle_since
+        if self._heartbeat == "none" or not self._alive or origin is None or self._beat <= 0:
+            return []
+        begin = max(self._beats_until, origin)
+        first = origin + ((begin - origin) // self._beat + 1) * self._beat
+        self._beats_until = now_ns
+        return [heartbeat(at, self.kv_blocks) for at in range(first, now_ns + 1, self._beat)]
 
     def work_came(self, now_ns: int) -> None:
         """The engine got work; idle-only heartbeats end."""
-        self._send_beats(now_ns)
         self._idle_since = None
 
     def went_idle(self, now_ns: int) -> None:
@@ -121,8 +142,7 @@ class PushChannel:
         self._idle_since = now_ns
 
     def went_down(self, now_ns: int) -> None:
-        """Nothing more is sent; what is on its way still arrives."""
-        self._send_beats(now_ns)
+        """Nothing more is sent."""
         self._alive = False
 
     def came_up(self, now_ns: int) -> None:
@@ -130,32 +150,6 @@ class PushChannel:
         self._alive = True
         self._beats_until = now_ns
         self._idle_since = now_ns
-
-    def sync(self, now_ns: int) -> None:
-        """Receive everything that is visible at `now_ns`."""
-        self._send_beats(now_ns)
-        while self._sent and self._sent[0][0] + self._delay <= now_ns:
-            sent = self._sent.popleft()
-            # A heartbeat says nothing about the engine's model: it stays what was sent last.
-            self.visible = sent + self.visible[len(sent) :]
-            self.routed_tokens = 0
-
-    def _send_beats(self, now_ns: int) -> None:
-        origin = 0 if self._spec.heartbeat == "overwrite" else self._idle_since
-        if self._spec.heartbeat == "none" or not self._alive or origin is None or self._beat <= 0:
-            return
-        begin = max(self._beats_until, origin)
-        first = origin + ((begin - origin) // self._beat + 1) * self._beat
-        self._sent.extend(self._zero(at) for at in range(first, now_ns + 1, self._beat))
-        self._beats_until = now_ns
-
-    def _is_lost(self) -> bool:
-        draw = _mix((self._seed + self._attempts) ^ LOSS_STREAM) >> 32
-        self._attempts += 1
-        return draw < self._loss
-
-    def _zero(self, now_ns: int) -> list[int]:
-        return [now_ns, 0, 0, 0, self.kv_blocks, 0, 0, 0, 0, Mode.LATENCY_OPTIMIZED, 0]
 
     def _vector(self, now_ns: int, gauges: Gauges) -> list[int]:
         n = max(len(self._recent), 1)
@@ -173,6 +167,57 @@ class PushChannel:
             Mode.of(tokens),
             *self.told,
         ]
+
+
+class PushChannel(PushSource):
+    """State vectors that one engine sends, with delay and loss, as its router receives them.
+
+    Args:
+        spec: intervals, delay, loss and heartbeat mode.
+        seed: the engine's clock seed; lost pushes are drawn from it.
+        kv_blocks: total that the vectors of an idle engine show.
+        told: what the engine says about itself (`adverts.published`) when it starts.
+    """
+
+    def __init__(self, spec: TelemetrySpec, seed: int, kv_blocks: int, told: list[int]) -> None:
+        super().__init__(spec, kv_blocks, told)
+        self._delay = nanoseconds(spec.push_delay_s)
+        self._loss = round(spec.push_loss * (1 << 32))
+        self._seed = seed
+        self._attempts = 0
+        self._sent: deque[list[int]] = deque()
+        self.routed_tokens = 0
+        """Prompt tokens routed here since the visible vector last changed."""
+        self.visible = first_vector(kv_blocks, told)
+
+    def committed(self, now_ns: int, gauges: Gauges, step: Ended) -> None:
+        """An iteration ended at `now_ns`, leaving `gauges`."""
+        self._sent.extend(self.beats(now_ns))
+        vector = self.after_step(now_ns, gauges, step)
+        if vector is not None and not self._is_lost():
+            self._sent.append(vector)
+
+    def work_came(self, now_ns: int) -> None:
+        """The engine got work; idle-only heartbeats end."""
+        self._sent.extend(self.beats(now_ns))
+        super().work_came(now_ns)
+
+    def went_down(self, now_ns: int) -> None:
+        """Nothing more is sent; what is on its way still arrives."""
+        self._sent.extend(self.beats(now_ns))
+        super().went_down(now_ns)
+
+    def sync(self, now_ns: int) -> None:
+        """Receive everything that is visible at `now_ns`."""
+        self._sent.extend(self.beats(now_ns))
+        while self._sent and self._sent[0][0] + self._delay <= now_ns:
+            self.visible = received(self._sent.popleft(), self.visible)
+            self.routed_tokens = 0
+
+    def _is_lost(self) -> bool:
+        draw = _mix((self._seed + self._attempts) ^ LOSS_STREAM) >> 32
+        self._attempts += 1
+        return draw < self._loss
 
 
 class ScrapeChannel:

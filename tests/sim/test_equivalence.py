@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.sim.reference import ReferenceSimulator
-from synergy_gym.types import INFORMATION_CLASSES, BatchDecision, DecisionRule
+from synergy_gym.types import INFORMATION_CLASSES, BatchDecision, DecisionRule, EngineStateField
 from tests.strategies import MAX_POINTS, SIMULATORS, Episode, choose, episodes, give, play
 
 EVERYTHING = frozenset(INFORMATION_CLASSES)
@@ -78,6 +78,17 @@ def same_results(a: Simulator, b: ReferenceSimulator, episode: Episode) -> None:
         assert gaps(a) == gaps(b)
 
 
+def same_engines(a: Simulator, b: ReferenceSimulator) -> None:
+    """Their state when an episode was cut, maybe in the middle of an iteration.
+
+    The time of the end itself may differ: only one of them stops at timeouts of the departed.
+    """
+    clocks = [EngineStateField.NOW_NS, EngineStateField.HEAD_WAIT_NS]
+    for engine in range(len(a.engines)):
+        states = [np.delete(sim.engine_state(engine), clocks) for sim in (a, b)]
+        np.testing.assert_array_equal(*states)
+
+
 def play_both(episode: Episode) -> tuple[Simulator, ReferenceSimulator]:
     """Both simulators at the end of the episode, compared on the way."""
     a, b = episode.build(Simulator), episode.build(ReferenceSimulator)
@@ -86,6 +97,7 @@ def play_both(episode: Episode) -> tuple[Simulator, ReferenceSimulator]:
         point = a.advance()
         assert point == b.advance()
         if point == DONE:
+            same_engines(a, b)
             break
         same_point(a, b, point, look=rng.random() < 0.7)
         answer = choose(a, point, rng)
