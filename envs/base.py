@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from synergy_gym.envs.fused import Outcome, mark_seen, seen
 from synergy_gym.envs.rendering import RENDER_FPS, RENDER_MODES, Frame, Renderer, make_renderer
+from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
+from synergy_gym.live.fleet_pool import FleetPool
 from synergy_gym.observation import Float32Array, ObservationLayout
 from synergy_gym.rewards import SHAPING, SLO_MET, PotentialShaping
 from synergy_gym.scenario import Scenario, load_scenario
-from synergy_gym.types import NS_PER_S, IntArray
+from synergy_gym.sim.build import build_simulator
+from synergy_gym.types import NS_PER_S, DecisionRule, IntArray
 from synergy_gym.workload.base import Workload
 
 Split = Literal["train", "validation", "test"]
@@ -30,11 +34,6 @@ Part = slice | IntArray
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 OBSERVATIONS = ("flat", "dict")
 _OPTIONS = ("load", "workload")
-_LIVE = (
-    "backend='vllm' (real vLLM engines) is not part of this version: only simulated backends are. "
-    "It will come with the extra `synergy-gym[vllm]`; until then use backend='sim'"
-)
-
 
 _FIXED_LOAD = (
     "load={load} has no meaning for a fixed workload: its arrival times are given; leave the load "
@@ -67,7 +66,7 @@ class EnvSnapshot:
 
 
 class ServingEnv(gym.Env[Any, Any]):
-    """Base of the environments: an episode of a scenario on a simulated backend.
+    """Base of the environments: an episode of a scenario on simulated or real engines.
 
     Subclasses say how an episode is built, what is observed and how an action is answered.
     """
@@ -86,13 +85,17 @@ class ServingEnv(gym.Env[Any, Any]):
         split: Split,
         observation: Literal["flat", "dict"],
         backend: str,
+        live: LiveOptions | None,
         shaping: PotentialShaping | None,
         render_mode: str | None,
     ) -> None:
         self.scenario = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
         self.load = _checked_load(load)
         self.render_mode = render_mode
-        self._simulator_class = simulator_class(backend)
+        self._live = live
+        self._pool = FleetPool()
+        self._spec: EnvSpec | None = None
+        self._simulator_class = None if live is not None else simulator_class(backend)
         self._source = workload
         self._seeds = _split_seeds(self.scenario, split)
         self._dict = _choice("observation", observation, OBSERVATIONS) == "dict"
@@ -107,6 +110,16 @@ class ServingEnv(gym.Env[Any, Any]):
         self._now_ns = 0
         self._met = 0
         self._episode = Episode(seed=0, load=self.load, workload=None)
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """How the environment was made; nondeterministic where time is measured."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        measured = self._live is not None and self._live.clock != "model"
+        self._spec = replace(spec, nondeterministic=True) if spec and measured else spec
 
     def _observe_as(self, layout: ObservationLayout, views: Mapping[str, Part]) -> None:
         """Fix the observation space; `views` are the parts of the Dict form."""
@@ -149,6 +162,7 @@ class ServingEnv(gym.Env[Any, Any]):
         """
         super().reset(seed=seed)
         self._episode = self._next_episode(seed, options or {})
+        self._retire()
         self._sim = self._build(self._episode)
         self._met = 0
         self._empty = self._advance()
@@ -221,7 +235,8 @@ class ServingEnv(gym.Env[Any, Any]):
             horizon_ns=round(scenario.horizon_s * NS_PER_S),
             engines=len(scenario.engines),
         )
-        return {"episode_metrics": metrics, "log_hash": self._sim.log_hash()}
+        info = {"episode_metrics": metrics, "log_hash": self._sim.log_hash()}
+        return info if self._live is None else {**info, "live": self._sim.live_report()}
 
     def _observation(self) -> Any:
         if not self._dict:
@@ -298,9 +313,52 @@ class ServingEnv(gym.Env[Any, Any]):
         return self._renderer.draw(self._frame())
 
     def close(self) -> None:
-        """Free the terminal or the figure, if one is open."""
+        """Free the terminal or the figure, if one is open, and real engines."""
         if self._renderer is not None:
             self._renderer.close()
+        self._retire()
+        self._pool.close()
+
+    def _retire(self) -> None:
+        """Give back what the last episode held, so that the next one can have it."""
+        if self._live is not None and self._sim is not None:
+            self._active = self._empty = False
+            self._sim.close()
+
+    def _played(
+        self,
+        episode: Episode,
+        *,
+        rules: Sequence[DecisionRule | None] | None = None,
+        auto_route: bool = False,
+        engine_policy: Any = "vllm-v1",
+    ) -> Any:
+        """What plays an episode: a simulator, or real engines with its interface."""
+        traffic: dict[str, Any] = {
+            "load": episode.load,
+            "seed": episode.seed,
+            "workload": episode.workload,
+        }
+        if self._simulator_class is not None:
+            return build_simulator(
+                self.scenario,
+                rules=rules,
+                auto_route=auto_route,
+                cls=self._simulator_class,
+                **traffic,
+            )
+        assert self._live is not None
+        return build_live(
+            LiveEpisode(
+                scenario=self.scenario,
+                options=self._live,
+                rules=rules,
+                auto_route=auto_route,
+                engine_policy=engine_policy,
+                pool=self._pool,
+                **traffic,
+            )
+        )
 
     def _save(self) -> Any:
         """Further state of a subclass, for `snapshot()`."""
@@ -338,7 +396,7 @@ def simulator_class(backend: str) -> type[Any]:
     """The simulator behind a backend name: `sim` (compiled) or `reference` (plain Python).
 
     Raises:
-        ValueError: an unknown backend, or `vllm`, which this version does not have.
+        ValueError: an unknown backend.
     """
     if backend == "sim":
         from synergy_gym.sim.cluster import Simulator
@@ -348,9 +406,7 @@ def simulator_class(backend: str) -> type[Any]:
         from synergy_gym.sim.reference import ReferenceSimulator
 
         return ReferenceSimulator
-    if backend == "vllm":
-        raise ValueError(_LIVE)
-    raise ValueError(f"backend={backend!r} is unknown; choose 'sim' or 'reference'")
+    raise ValueError(f"backend={backend!r} is unknown; choose 'sim', 'reference' or 'vllm'")
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from operator import index
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +22,12 @@ from synergy_gym.features import (
     RouterFeatures,
     request_vector,
 )
+from synergy_gym.live.backend import REAL_TIME, LiveOptions, live_options
 from synergy_gym.observation import ObservationLayout
 from synergy_gym.policies import EnginePolicy, make_engine_policy
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_router_potential
 from synergy_gym.scenario import Scenario
 from synergy_gym.seeding import policy_stream
-from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.points import BATCH, DONE
 from synergy_gym.types import (
     INFORMATION_CLASSES,
@@ -147,8 +148,33 @@ class ClusterRoutingEnv(ServingEnv):
     | `shaping`         | str or None              | `None`        | a potential of the table above          |
     | `shaping_weight`  | float                    | `1.0`         | its factor                              |
     | `shaping_beta_per_s` | float                 | `0.0`         | its discount rate, 1/s                  |
-    | `backend`         | str                      | `"sim"`       | `"sim"` or `"reference"` (plain Python) |
+    | `backend`         | str                      | `"sim"`       | `"sim"`, `"reference"` (plain Python) or `"vllm"` (real engines) |
+    | `transport`       | str or None              | `None`        | vLLM: how the engines are reached, see below |
+    | `urls`            | list of str or None      | `None`        | vLLM: running servers, one per engine   |
+    | `model`           | str or None              | `None`        | vLLM: `"tiny"` (default), `"mid"`, `"big"` (random weights) or a model folder |
+    | `clock`           | str or None              | `None`        | vLLM: `"wall"` (default), `"cpu"` or `"model"` |
+    | `live`            | `LiveOptions` or None    | `None`        | vLLM: all its options (`synergy_gym.live.backend`) |
     | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
+
+    With `backend="vllm"` the engines are real and have the scenario's limits.
+
+    | `transport`   | Engines                                                            | Time    |
+    |---------------|--------------------------------------------------------------------|---------|
+    | `"inprocess"` | in this process (default); iterations last what was measured, or what the scenario's clock says, and run side by side in virtual time | virtual |
+    | `"workers"`   | a process each on this machine, started by the first `reset()`, ended by `close()` | real |
+    | `"http"`      | OpenAI-compatible servers: those of `urls`, which batch as they were started, or new ones of this machine, which run `engine_policy`; `close()` ends these | real |
+
+    With `clock="model"` in-process episodes equal the simulated ones bit for bit. The last info
+    has `live`. Real engines have no `snapshot()` (`NotImplementedError`).
+
+    In real time a step lasts until the next request is due, and requests that became due while
+    the agent was thinking follow at once; their latencies count from when they were due. An
+    engine that dies, hangs or fails is masked until it is healthy again. A request that it had
+    not begun to answer is the next step's, with that engine masked; one whose answer had begun
+    fails, and its client retries if the scenario's clients do. Of the events only `down` and `up`
+    are possible. What only the engine knows stays 0 where it does not tell (servers: preemptions;
+    their own start of a request: -1). Servers keep what their policies have learned, and state is
+    pushed only by servers that run a policy of this package.
 
     `snapshot()` and `restore(snapshot)` go back to any moment of the episode.
 
@@ -170,9 +196,16 @@ class ClusterRoutingEnv(ServingEnv):
         shaping_weight: float = 1.0,
         shaping_beta_per_s: float = 0.0,
         backend: str = "sim",
+        transport: str | None = None,
+        urls: Sequence[str] | None = None,
+        model: str | None = None,
+        clock: str | None = None,
+        live: LiveOptions | None = None,
         render_mode: str | None = None,
     ) -> None:
         self._phi = find_router_potential(shaping) if shaping else None
+        given = {"transport": transport, "model": model, "clock": clock}
+        given["urls"] = None if urls is None else tuple(urls)  # type: ignore[assignment]
         super().__init__(
             scenario=scenario,
             load=load,
@@ -180,6 +213,7 @@ class ClusterRoutingEnv(ServingEnv):
             split=split,
             observation=observation,
             backend=backend,
+            live=live_options(backend, live, **given),
             shaping=PotentialShaping(shaping_weight, shaping_beta_per_s) if shaping else None,
             render_mode=render_mode,
         )
@@ -187,7 +221,10 @@ class ClusterRoutingEnv(ServingEnv):
         self._num = len(self.engines)
         self._policy_source = engine_policy
         self._policies = self._fresh_policies()
-        self._can_be_down = any(event.kind == "down" for event in self.scenario.events)
+        is_real_time = self._live is not None and self._live.transport in REAL_TIME
+        self._can_be_down = is_real_time or any(
+            event.kind == "down" for event in self.scenario.events
+        )
         self.action_space = spaces.Discrete(self._num)
         self._features = RouterFeatures(self.engines, self.scenario.slos)
         self._observe_as(self._features.layout, _dict_parts(self._features.layout, self._num))
@@ -268,16 +305,11 @@ class ClusterRoutingEnv(ServingEnv):
         for i, (policy, spec) in enumerate(zip(self._policies, self.engines, strict=True)):
             policy.reset(policy_stream(episode.seed, i), spec, self.scenario.slos)
         rules = [policy.rule() for policy in self._policies]
-        simulator = build_simulator(
-            self.scenario,
-            load=episode.load,
-            seed=episode.seed,
-            workload=episode.workload,
-            rules=rules,
-            cls=self._simulator_class,
-        )
+        simulator = self._played(episode, rules=rules, engine_policy=self._policy_source)
         self._ruled = None not in rules
         self._bind(simulator)
+        if self._live is not None:  # what compiles on first use must not take real time
+            self._features.write(self._rows, _no_request(0), self._buffer)
         return simulator
 
     def _bind(self, simulator: Any) -> None:

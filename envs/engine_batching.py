@@ -12,9 +12,9 @@ from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource
 from synergy_gym.envs.fused import ILLEGAL, engine_stepper
 from synergy_gym.envs.rendering import Frame, Gauge
 from synergy_gym.features import EngineFeatures
+from synergy_gym.live.backend import LiveOptions, live_options
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_engine_potential
 from synergy_gym.scenario import Scenario
-from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.points import DONE
 from synergy_gym.types import (
     NS_PER_S,
@@ -138,8 +138,19 @@ class EngineBatchingEnv(ServingEnv):
     | `shaping`         | str or None              | `None`        | a potential of the table above          |
     | `shaping_weight`  | float                    | `1.0`         | its factor                              |
     | `shaping_beta_per_s` | float                 | `0.0`         | its discount rate, 1/s                  |
-    | `backend`         | str                      | `"sim"`       | `"sim"` or `"reference"` (plain Python) |
+    | `backend`         | str                      | `"sim"`       | `"sim"`, `"reference"` (plain Python) or `"vllm"` (a real engine in this process) |
+    | `model`           | str or None              | `None`        | vLLM: `"tiny"` (default), `"mid"`, `"big"` (random weights) or a model folder |
+    | `clock`           | str or None              | `None`        | vLLM: an iteration lasts its `"wall"` time (default), its `"cpu"` time, or what the scenario's `"model"` says |
+    | `live`            | `LiveOptions` or None    | `None`        | vLLM: all its options (`synergy_gym.live.backend`) |
     | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
+
+    With `backend="vllm"` a step is one `LLMEngine.step()` of a real engine with the scenario's
+    limits. Time is virtual all the same: iterations last what was measured (or modelled), time
+    between requests is skipped. With `clock="model"` episodes equal the simulated ones bit for
+    bit; with a measured clock no two are alike. The engine is started by the first `reset()`
+    (seconds) and lent from episode to episode (milliseconds). All events work: a slowdown
+    stretches measured time, a down engine loses its requests and its cache, lost blocks are kept
+    from use. There is no `snapshot()` (`NotImplementedError`). The last info has `live`.
 
     `snapshot()` and `restore(snapshot)` go back to any moment of the episode.
 
@@ -161,6 +172,9 @@ class EngineBatchingEnv(ServingEnv):
         shaping_weight: float = 1.0,
         shaping_beta_per_s: float = 0.0,
         backend: str = "sim",
+        model: str | None = None,
+        clock: str | None = None,
+        live: LiveOptions | None = None,
         render_mode: str | None = None,
     ) -> None:
         self._phi = find_engine_potential(shaping) if shaping else None
@@ -171,6 +185,7 @@ class EngineBatchingEnv(ServingEnv):
             split=split,
             observation=observation,
             backend=backend,
+            live=live_options(backend, live, model=model, clock=clock),
             shaping=PotentialShaping(shaping_weight, shaping_beta_per_s) if shaping else None,
             render_mode=render_mode,
         )
@@ -178,6 +193,11 @@ class EngineBatchingEnv(ServingEnv):
             raise ValueError(
                 f"scenario {self.scenario.name!r} has {len(self.scenario.engines)} engines; "
                 "EngineBatching needs one (use SynergyGym/ClusterRouting-v0 for a cluster)"
+            )
+        if self._live is not None and self._live.transport != "inprocess":
+            raise ValueError(
+                f"transport={self._live.transport!r} cannot ask before every iteration; "
+                "EngineBatching steps an engine of this process, use transport='inprocess'"
             )
         if action not in ACTIONS:
             raise ValueError(f"action={action!r} is unknown; choose one of {list(ACTIONS)}")
@@ -255,14 +275,7 @@ class EngineBatchingEnv(ServingEnv):
         return f"action {values} is outside {self.action_space}: integers of {', '.join(ranges)}"
 
     def _build(self, episode: Episode) -> Any:
-        simulator = build_simulator(
-            self.scenario,
-            load=episode.load,
-            seed=episode.seed,
-            workload=episode.workload,
-            auto_route=True,
-            cls=self._simulator_class,
-        )
+        simulator = self._played(episode, auto_route=True)
         self._bind(simulator)
         return simulator
 

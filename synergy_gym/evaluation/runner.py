@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 
 from synergy_gym.evaluation.decision_times import DecisionTimes
 from synergy_gym.evaluation.manifest import episode_manifest
+from synergy_gym.live.backend import REAL_TIME, LiveEpisode, LiveOptions, build_live, live_options
+from synergy_gym.live.router_rehearsal import rehearse_routing
 from synergy_gym.metrics import NO_HORIZON_NS, scored, slo_met, summarize
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
@@ -267,6 +270,8 @@ def evaluate(
     horizon_s: float | None = None,
     record_itl: bool = True,
     simulator: Any = None,
+    backend: str = "sim",
+    live: LiveOptions | None = None,
 ) -> Result:
     """Play one episode and score it.
 
@@ -282,9 +287,12 @@ def evaluate(
         horizon_s: end of arrivals and of the scored window, instead of the scenario's.
         record_itl: collect inter-token gaps, which adds the `itl_*` figures.
         simulator: simulator class; the compiled one by default.
+        backend: "sim" (simulated), or "vllm": real engines with the scenario's limits.
+        live: how real engines are started, reached and timed; the manifest records it.
 
     Raises:
         ScenarioError: the scenario is unknown or wrong.
+        VllmUnavailableError: real engines were asked for, and vLLM cannot be used.
         PolicyError: a policy took an illegal decision.
         ValueError: an unknown policy name.
     """
@@ -298,22 +306,40 @@ def evaluate(
     manifest = episode_manifest(world, asked, router, load, seed, workload)
     engines = _fresh_engine_policies(engine_policy, world, seed)
     _reset(router, rng, tuple(world.engines), tuple(world.slos))
+    options = _prepared(_backend(backend, live), router, world)
     began, rules = time.perf_counter(), [policy.rule() for policy in engines]
-    sim = build_simulator(
-        world,
-        load=load,
-        seed=seed,
-        workload=workload,
-        rules=rules,
-        auto_route=len(engines) == 1,
-        record_itl=record_itl,
-        cls=simulator or Simulator,
-    )
+    episode = {"scenario": world, "load": load, "seed": seed, "workload": workload, "rules": rules}
+    episode |= {"auto_route": len(engines) == 1, "record_itl": record_itl}
+    sim = _built(options, engine_policy, simulator or Simulator, episode)
     built = time.perf_counter()
     player = Player(sim, engines, router, rng)
-    player.play()
-    timings = _timings(player, built - began, time.perf_counter() - built, rules)
+    with closing(sim) if hasattr(sim, "close") else nullcontext():
+        player.play()
+        timings = _timings(player, built - began, time.perf_counter() - built, rules)
+        manifest |= {} if options is None else {"live": sim.live_report()}
     return _result(world, sim, timings, manifest, record_itl)
+
+
+def _backend(backend: str, live: LiveOptions | None) -> LiveOptions | None:
+    if backend not in ("sim", "vllm"):
+        raise ValueError(f"backend={backend!r} is unknown; choose 'sim' or 'vllm'")
+    return live_options(backend, live)
+
+
+def _prepared(
+    options: LiveOptions | None, router: RouterPolicy, world: Scenario
+) -> LiveOptions | None:
+    """The options; what the router policy compiles on first use must not take real time."""
+    if options is not None and options.transport in REAL_TIME:
+        rehearse_routing(router, world.engines, tuple(world.slos))
+    return options
+
+
+def _built(options: LiveOptions | None, policy: Any, cls: Any, episode: dict[str, Any]) -> Any:
+    """A simulator of the episode, or real engines with its interface."""
+    if options is not None:
+        return build_live(LiveEpisode(options=options, engine_policy=policy, **episode))
+    return build_simulator(**episode, cls=cls)
 
 
 def _with_window(world: Scenario, warmup_s: float | None, horizon_s: float | None) -> Scenario:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 import random
+import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +23,10 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # oneDNN compiles a kernel per number of tokens and keeps 1024 by default, fewer than a
+        # small model needs for steps of up to 512 tokens: every other step would compile again.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16384",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
 )
 """Defaults for offline, local engines; a variable that is already set wins."""
@@ -47,11 +54,12 @@ def prepare_environment(*, in_process: bool = False) -> None:
     """Set `ENVIRONMENT` where it is unset; vLLM reads it once, when it is first imported.
 
     Args:
-        in_process: keep the engine core in the calling process, as stepping it needs.
+        in_process: keep the engine core in the calling process, as stepping it needs, and let
+            vLLM speak of errors only (it warns of its scheduler class and of speed at each start).
     """
     wanted = dict(ENVIRONMENT)
     if in_process:
-        wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
@@ -66,10 +74,9 @@ def load_vllm(*, in_process: bool = False) -> Any:
     """
     prepare_environment(in_process=in_process)
     state = random.getstate()
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # on a CPU there is none
     try:
-        import vllm
-
-        vllm.LLMEngine  # noqa: B018 - loaded on access; a broken install fails only here
+        vllm = _imported()
     except (ImportError, OSError, RuntimeError) as error:
         raise VllmUnavailableError(
             f"vLLM cannot be imported ({type(error).__name__}: {error}); on a machine without a "
@@ -77,6 +84,7 @@ def load_vllm(*, in_process: bool = False) -> Any:
         ) from error
     finally:
         random.setstate(state)
+    survive_kernel_scan()
     version = str(vllm.__version__)
     if not version.startswith(tuple(f"{release}." for release in SUPPORTED)):
         raise VllmUnavailableError(
@@ -84,6 +92,26 @@ def load_vllm(*, in_process: bool = False) -> Any:
             "scheduler they are tested against; install one of these"
         )
     return vllm
+
+
+def _imported() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about itself
+        import vllm
+
+        vllm.LLMEngine  # noqa: B018 - loaded on access; a broken install fails only here
+    return vllm
+
+
+def survive_kernel_scan() -> None:
+    """Let an engine start on a CPU in a process that has loaded numba.
+
+    vLLM 0.32.0 looks at `vars(x).get("kernel")` of everything in every module. llvmlite's library
+    object answers any attribute, `__dict__` too, with a C function that has no `get`.
+    """
+    wrapper = importlib.import_module("llvmlite.binding.ffi")._lib_fn_wrapper
+    if not hasattr(wrapper, "get"):
+        wrapper.get = lambda self, name, default=None: default
 
 
 def check_scheduler(scheduler: Any) -> None:

@@ -268,7 +268,7 @@ def test_reset_options_change_one_episode(env: EngineBatchingEnv) -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"backend": "vllm"}, r"synergy-gym\[vllm\]"),
+        ({"backend": "vllm", "clock": "sundial"}, "clock"),
         ({"backend": "cuda"}, "backend"),
         ({"load": 0.0}, "load"),
         ({"load": float("nan")}, "load"),

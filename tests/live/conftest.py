@@ -1,4 +1,4 @@
-"""Fixtures of the live tests: vLLM or a skip with its reason, small models, no leftovers."""
+"""Fixtures of the live tests: small models, no leftovers (`vllm` is in tests/conftest.py)."""
 
 from __future__ import annotations
 
@@ -6,23 +6,12 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from synergy_gym.live.tiny_model import write_model
-from synergy_gym.live.vllm_version import VllmUnavailableError, load_vllm
 
 PATIENCE_S = 15.0
-
-
-@pytest.fixture(scope="session")
-def vllm() -> Any:
-    """The module vLLM with its engine core in this process, or a skip that says why not."""
-    try:
-        return load_vllm(in_process=True)
-    except VllmUnavailableError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
