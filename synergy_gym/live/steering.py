@@ -131,7 +131,7 @@ class Steering:
         self.slos = slos
         self.notes: dict[str, Note] = {}
         self._skipped = _Skipped()
-        self._before: frozenset[str] = frozenset()
+        self._before: dict[str, int] = {}
         self._stock = (
             scheduler.max_num_scheduled_tokens,
             scheduler.max_num_active_reqs,
@@ -202,8 +202,8 @@ class Steering:
         scheduler.scheduler_config.long_prefill_token_threshold = chunk
 
     def before_schedule(self) -> None:
-        """Remember who runs; call it right before vLLM's own `schedule()`."""
-        self._before = frozenset(r.request_id for r in self.scheduler.running)
+        """Remember who runs and its output; call it right before vLLM's own `schedule()`."""
+        self._before = {r.request_id: _generated(r) for r in self.scheduler.running}
 
     def scheduled(self, output: Any, start_ns: int) -> ScheduledStep:
         """Describe what `schedule()` has just returned, and undo the decision's skips."""
@@ -230,7 +230,8 @@ class Steering:
             note = self.notes.get(name)
             if note is not None and not note.admitted:
                 note.admitted, note.cached_tokens = True, computed
-        generated = _generated(request)
+        # Asynchronous scheduling has counted this step's own output already.
+        generated = self._before.get(name, request.num_output_tokens)
         if generated > 0 and request.num_prompt_tokens + generated - computed <= 1:
             step.decodes += 1
             step.decode_context_tokens += computed
@@ -243,7 +244,8 @@ class Steering:
         for request, cap in zip(running, caps[: len(running)], strict=True):
             if cap == 0:
                 # `schedule()` counts the step first and compares then.
-                request.next_decode_eligible_step = self.scheduler.current_step + 2
+                due = self.scheduler.current_step + 2
+                request.next_decode_eligible_step = max(request.next_decode_eligible_step, due)
         for request, cap in zip(waiting, caps[len(running) :], strict=True):
             if cap == 0:
                 self._skipped.requests.append(request)
