@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
+from synergy_gym.latency.fitting import relative_nnls
 from synergy_gym.latency.saturation import Form, fit_saturation
 
 Floats = NDArray[np.float64]
@@ -83,14 +83,6 @@ def _design(steps: pd.DataFrame, names: tuple[str, ...], crossing: int) -> Float
     return np.column_stack(columns)
 
 
-def _relative_nnls(design: Floats, target: Floats) -> tuple[Floats, float]:
-    """Non-negative least squares of relative errors; columns scaled for conditioning."""
-    weighted = design / target[:, None]
-    scale = np.maximum(np.linalg.norm(weighted, axis=0), 1e-300)
-    solution, residual = nnls(weighted / scale, np.ones(len(target)))
-    return np.asarray(solution / scale), float(residual)
-
-
 def fit_clock(
     steps: pd.DataFrame, names: tuple[str, ...] = CLOCK, crossings: tuple[int, ...] = CROSSINGS
 ) -> dict[str, float]:
@@ -100,7 +92,7 @@ def fit_clock(
     exact linear problem; the best crossing wins.
     """
     target = steps.model_run_ms.to_numpy(float)
-    fits = [_relative_nnls(_design(steps, names, s0), target) for s0 in crossings]
+    fits = [relative_nnls(_design(steps, names, s0), target) for s0 in crossings]
     best = min(range(len(fits)), key=lambda index: fits[index][1])
     result = dict(zip(names, fits[best][0].tolist(), strict=True))
     floor = result["base_ms"] + result.get("per_token_ms", 0.0) * crossings[best]

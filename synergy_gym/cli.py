@@ -1,5 +1,7 @@
 """The command line: `synergy-gym run | leaderboard | list | traces | calibrate | bench`.
 
+For real vLLM: `fidelity | serve | route`, `run --backend vllm`, `calibrate --model`.
+
 Results go to stdout, progress and errors to stderr. Wrong input is one line that names the
 place, the value and the cure, with exit code 2; set SYNERGY_GYM_DEBUG=1 for the traceback.
 """
@@ -16,9 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from synergy_gym import cli_live, cli_route, cli_serve
 from synergy_gym import cli_tables as tables
+from synergy_gym.cli_calibrate import calibrate
+from synergy_gym.cli_fidelity import fidelity
 
 if TYPE_CHECKING:
+    from synergy_gym.live.backend import LiveOptions
     from synergy_gym.scenario import Scenario
     from synergy_gym.workload.base import Workload
 
@@ -35,6 +41,8 @@ app = typer.Typer(
 )
 traces_app = typer.Typer(help="Public request traces.", no_args_is_help=True)
 app.add_typer(traces_app, name="traces")
+app.command()(calibrate)
+app.command()(fidelity)
 
 
 class Listed(StrEnum):
@@ -104,9 +112,11 @@ def _usage_error(error: Any) -> int:
 def _is_input_error(error: Exception) -> bool:
     """Errors whose message is written for the person at the keyboard."""
     from synergy_gym.evaluation.runner import PolicyError
+    from synergy_gym.live.vllm_version import VllmUnavailableError
     from synergy_gym.types import InformationError
 
-    return isinstance(error, (ValueError, OSError, PolicyError, InformationError))
+    written = (ValueError, OSError, PolicyError, InformationError, VllmUnavailableError)
+    return isinstance(error, written)
 
 
 @app.command()
@@ -119,9 +129,11 @@ def run(
         str | None, typer.Option(help="Router policy, or `all` for every registered one.")
     ] = None,
     load: Annotated[float | None, typer.Option(help="Multiple of the scenario's rate.")] = None,
-    clock: Annotated[
-        str | None, typer.Option(help="Time steps by measured, saturation, saturation-six, ...")
-    ] = None,
+    clock: cli_live.ClockOption = None,
+    backend: cli_live.BackendOption = "sim",
+    model: cli_live.ModelOption = None,
+    transport: cli_live.TransportOption = None,
+    url: cli_live.UrlOption = None,
     seed: Annotated[int, typer.Option(help="Seed of traffic, noise and policies.", min=0)] = 0,
     trace: Annotated[Path | None, typer.Option(help="Play this trace instead.")] = None,
     format: Annotated[str | None, typer.Option(help="Layout of the trace.")] = None,
@@ -142,30 +154,31 @@ def run(
     Without a policy option, every policy of the deciding layer is played: engine policies
     on a single engine, router policies on a cluster.
     """
-    from synergy_gym.scenario import load_scenario
-
-    world = load_scenario(scenario)
-    if clock is not None:
-        world = world.with_clock(clock)
+    world, live = cli_live.chosen_world(
+        scenario, backend, clock, model=model, transport=transport, urls=url or None
+    )
     options = {"format": format, "rate_scale": rate_scale, "limit": limit, "start": start}
     options |= {"end": end, "zero_output": zero_output, "rate": rate}
     workload = _trace_workload(trace, options)
     if workload is not None and load is not None:
         raise ValueError("--load scales generated traffic; scale a trace with --rate-scale")
-    pairs = _pairs(world, engine_policy, router_policy)
+    pairs = _pairs(world, engine_policy, router_policy, live)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # a wrong path costs no episodes
-    results = _play(world, pairs, 1.0 if load is None else load, seed, workload)
-    tables.show(tables.comparison(_title(world, load, trace), results))
+    results = _play(world, pairs, 1.0 if load is None else load, seed, workload, live)
+    tables.show(tables.comparison(_title(world, load, trace, live), results))
     if len(results) == 1:
         tables.show(tables.details(results[0].result))
     if out is not None:
         _write_run(out, results)
 
 
-def _title(world: Scenario, load: float | None, trace: Path | None) -> str:
+def _title(
+    world: Scenario, load: float | None, trace: Path | None, live: LiveOptions | None
+) -> str:
     traffic = f"load {1.0 if load is None else load:g}" if trace is None else trace.name
-    return f"{world.name}, {traffic} (simulated)"
+    world_of = "simulated" if live is None else f"vLLM, {live.clock} clock"
+    return f"{world.name}, {traffic} ({world_of})"
 
 
 def _trace_workload(trace: Path | None, options: dict[str, Any]) -> Workload | None:
@@ -189,7 +202,9 @@ def _trace_workload(trace: Path | None, options: dict[str, Any]) -> Workload | N
     return workload
 
 
-def _pairs(world: Scenario, engine: str | None, router: str | None) -> list[tuple[str, str]]:
+def _pairs(
+    world: Scenario, engine: str | None, router: str | None, live: LiveOptions | None
+) -> list[tuple[str, str]]:
     """The (engine policy, router policy) pairs that the options ask for."""
     from synergy_gym.evaluation.suites import DEFAULT_ENGINE, DEFAULT_ROUTER
     from synergy_gym.policies.registry import engine_policies, router_policies
@@ -201,9 +216,21 @@ def _pairs(world: Scenario, engine: str | None, router: str | None) -> list[tupl
         raise ValueError(
             f"{world.name} has one engine, so there is nothing to route; drop --router-policy all"
         )
-    engines = engine_policies() if engine == ALL else [engine or DEFAULT_ENGINE]
+    engines = _playable(engine_policies(), live) if engine == ALL else [engine or DEFAULT_ENGINE]
     routers = router_policies() if router == ALL else [router or DEFAULT_ROUTER]
     return [(e, r) for e in engines for r in routers]
+
+
+def _playable(names: list[str], live: LiveOptions | None) -> list[str]:
+    """Without the policies that a real engine cannot follow; they are named on stderr."""
+    if live is None or live.token_caps == "drop":
+        return names
+    from synergy_gym.policies.registry import make_engine_policy
+
+    left_out = [name for name in names if make_engine_policy(name).uses_token_caps]
+    if left_out:
+        tables.note(f"left out, vLLM cannot cap single requests: {', '.join(left_out)}")
+    return [name for name in names if name not in left_out]
 
 
 def _play(
@@ -212,15 +239,19 @@ def _play(
     load: float,
     seed: int,
     workload: Workload | None,
+    live: LiveOptions | None,
 ) -> list[tables.Played]:
     from synergy_gym.evaluation.runner import evaluate
 
     results = []
+    backend = "sim" if live is None else "vllm"
     with tables.progress() as bar:
         task = bar.add_task("playing", total=len(pairs))
         for engine, router in pairs:
             bar.update(task, description=f"{engine} + {router}")
-            result = evaluate(world, engine, router, load, seed, workload=workload)
+            result = evaluate(
+                world, engine, router, load, seed, workload=workload, backend=backend, live=live
+            )
             results.append(tables.Played(engine, router, result))
             bar.advance(task)
     return results
@@ -334,30 +365,6 @@ def traces_download(
 
 
 @app.command()
-def calibrate(
-    scenario: Annotated[str, typer.Argument(help="Name or TOML file.")],
-    write: Annotated[bool, typer.Option("--write", help="Put the rate into the file.")] = False,
-    seeds: Annotated[
-        list[int] | None, typer.Option("--seed", help="Repeat for several; default: validation.")
-    ] = None,
-    tolerance: Annotated[float, typer.Option(help="Relative width of the search.")] = 0.005,
-) -> None:
-    """Find the rate at which vllm-v1 + round-robin attain 90 %, the scenario's load 1.0."""
-    from synergy_gym.evaluation.capacity import calibrate_rate, write_rate
-    from synergy_gym.scenario import FOLDER
-
-    def progress(rate: float, attainment: float) -> None:
-        tables.note(f"{rate:10.4g} requests/s: attainment {attainment:.4f}")
-
-    found = calibrate_rate(scenario, seeds=seeds or None, tolerance=tolerance, progress=progress)
-    print(f'rate_rps = {found.rate_rps:g}\nrate_source = "{found.source}"')
-    if write:
-        path = Path(scenario) if scenario.endswith(".toml") else FOLDER / f"{scenario}.toml"
-        write_rate(path, found)
-        tables.note(f"written to {path}")
-
-
-@app.command()
 def bench(
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
 ) -> None:
@@ -365,3 +372,7 @@ def bench(
     from synergy_gym.evaluation.bench import run_bench
 
     run_bench(out)
+
+
+app.command()(cli_route.route)
+app.command()(cli_serve.serve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,6 +62,22 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
     for index, name in enumerate(columns):
         justify: JustifyMethod = "left" if index < left else "right"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=index == 0)
+    return table
+
+
+def plain(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of texts, all columns flush left."""
+    table = _table(title, *columns, left=len(columns))
+    for row in rows:
+        table.add_row(*(escape(text) for text in row))
+    return table
+
+
+def frame(title: str, content: pd.DataFrame, left: int = 2) -> Table:
+    """A DataFrame whose cells are texts or whole numbers; the first `left` columns flush left."""
+    table = _table(title, *map(str, content.columns), left=left)
+    for row in content.itertuples(index=False, name=None):
+        table.add_row(*(escape(str(value)) for value in row))
     return table
 
 

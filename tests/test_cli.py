@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -165,11 +166,49 @@ def test_calibrate_writes_the_file(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "synergy-gym calibrate" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["smoke", "--model", "tiny"], "SCENARIO finds .* --model measures a real engine; give"),
+        (["smoke", "--clock", "cpu"], "SCENARIO finds .* --clock measures"),
+        (["--write"], "--write needs a scenario"),
+        ([], "--model is missing; give `calibrate SCENARIO` or"),
+        (["--model", "tiny"], "--out is missing"),
+        (["--model", "tiny", "--out", "x.csv"], "--out x.csv is no .toml file"),
+        (["--model", "tiny", "--out", "x.toml", "--like", "live-cluster"], "has 2 engines; name"),
+        (["--model", "tiny", "--out", "x.toml", "--engine-arg", "x"], "is no NAME=VALUE"),
+    ],
+)
+def test_the_modes_of_calibrate_are_not_mixed(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    code, out, err = cli(capsys, "calibrate", *arguments)
+    assert (code, out) == (2, "")
+    assert re.search(expected, err), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--repeats", "1"], "repeats=1; live against live needs at least 2"),
+        (["--policies", "lens-ref"], "'lens-ref' caps the tokens of single requests"),
+        (["--loads", "a"], "--loads a must be positive numbers"),
+        (["--clock", "model"], "clock='model' compares nothing"),
+    ],
+)
+def test_wrong_fidelity_plans_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    code, out, err = cli(capsys, "fidelity", "--out", tmp_path, *arguments)
+    assert (code, out) == (2, "")
+    assert re.search(expected, err), err
+
+
 def test_module_entry_and_help() -> None:
     command = [sys.executable, "-m", "synergy_gym", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    for name in ("run", "leaderboard", "list", "traces", "calibrate", "bench"):
+    for name in ("run", "leaderboard", "list", "traces", "calibrate", "fidelity", "bench"):
         assert name in done.stdout
 
 
