@@ -1,13 +1,6 @@
 """SynergySched's claims, judged by stated rules from the tables that the experiments wrote.
 
-A claim is brought to the form "this effect is above zero", with an interval where seeds or
-cells give one. The rules (`judge`) are the only place where a verdict is made:
-
-- reproduced: the effect is above its tolerance, its interval above 0, and it is at least half
-  of the published effect;
-- in part: the same, but less than half of the published effect;
-- contradicted: the effect is below minus its tolerance and its interval below 0;
-- not reproduced: anything else.
+`paper_verdicts` has the rules.
 
 Simulated effects are those at matched load (see paper_end_to_end.py) where both exist: at the
 paper's own rates the simulated cluster is not where the authors' was.
@@ -16,16 +9,15 @@ paper's own rates the simulated cluster is not where the authors' was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import paper_common as pc
 from common import paired_interval
+from paper_verdicts import NAN, Claim
 
-Verdict = Literal["reproduced", "in part", "not reproduced", "contradicted"]
 POINTS = 2.0
 """Tolerance of differences of attainment, percentage points."""
 RELATIVE = 5.0
@@ -33,62 +25,6 @@ RELATIVE = 5.0
 RATIO = 0.05
 """Tolerance of (throughput ratio - 1)."""
 SYNERGY, RIVAL = pc.SYNERGY.label, pc.SARATHI_RR.label
-NAN = float("nan")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One row of the table.
-
-    Attributes:
-        part: the experiment.
-        claim: what is claimed, and the effect that stands for it.
-        unit: of all figures of the row.
-        published: the effect in the paper's figures; NaN: no figure.
-        later: the effect in the authors' own later measurements; NaN: none.
-        simulated: the effect here.
-        interval_low: lower end of its 95 % interval; NaN: no seeds or cells to take one from.
-        interval_high: upper end.
-        tolerance: effects up to this count as none.
-        at_published_rates: the effect at the paper's absolute rates; NaN: not played.
-    """
-
-    part: str
-    claim: str
-    unit: str
-    published: float
-    simulated: float
-    tolerance: float
-    interval_low: float = NAN
-    interval_high: float = NAN
-    later: float = NAN
-    at_published_rates: float = NAN
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the rules say."""
-        interval = (self.interval_low, self.interval_high)
-        return judge(self.simulated, self.published, self.tolerance, *interval)
-
-
-def judge(
-    simulated: float, published: float, tolerance: float, low: float = NAN, high: float = NAN
-) -> Verdict:
-    """The rules of the module's text.
-
-    Raises:
-        ValueError: there is no simulated effect.
-    """
-    if np.isnan(simulated):
-        raise ValueError("no simulated effect to judge; leave the claim out")
-    bottom = simulated if np.isnan(low) else low
-    top = simulated if np.isnan(high) else high
-    if simulated > tolerance and bottom > 0:
-        whole = np.isnan(published) or simulated >= published / 2
-        return "reproduced" if whole else "in part"
-    if simulated < -tolerance and top < 0:
-        return "contradicted"
-    return "not reproduced"
 
 
 # --- end to end -----------------------------------------------------------------------------

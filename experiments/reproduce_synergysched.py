@@ -9,7 +9,7 @@ Commands (from the repository root):
 Runs the script of every part (those of measured data need SYNERGY_GYM_DATA) and writes one
 table, `claims.csv` and `claims.md`: claim, published figure, the authors' own later measurement
 where there is one, simulated figure, verdict. Verdicts come from the figures by the rules of
-`paper_claims.py`.
+`paper_verdicts.py`.
 A quick run plays fewer workloads, rates and seeds in shorter episodes, so single verdicts can
 differ from the full run's.
 """
@@ -41,7 +41,7 @@ the authors' diary of 2026. `interval_low`..`interval_high` is a 95 % bootstrap 
 seeds or cells. An effect above zero supports the claim; an effect of at most `tolerance` counts as
 none. Simulated effects are at matched load (Sarathi RR fails where the published one does);
 `at_published_rates` is the same effect at the paper's absolute rates. Rules:
-`experiments/paper_claims.py`.
+`experiments/paper_verdicts.py`.
 """
 
 

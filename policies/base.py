@@ -67,9 +67,10 @@ class Policy:
         return ":".join([name, ",".join(f"{k}={v}" for k, v in values.items())]).rstrip(":")
 
     def policy_hash(self) -> str:
-        """SHA-256 (hex) over the policy's class, parameters and the files of its classes.
+        """SHA-256 (hex) over the policy's class, its parameters and the files that it decides with.
 
-        Two policies with one hash decide alike; a changed file changes the hash.
+        These are the files of its classes and every module of `synergy_gym.policies` and
+        `synergy_gym.latency` that they import. Two policies with one hash decide alike.
         """
         cls = type(self)
         head = [cls.__module__, cls.__qualname__, self.parameters()]

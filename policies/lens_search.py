@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,8 +23,6 @@ from synergy_gym.latency.saturation_model import (
     B_SCALE,
     FLOOR_MS,
     INVERT_LIMIT,
-    INVERT_STEPS,
-    INVERT_TOLERANCE_MS,
     K_B,
     K_S,
     MIN_GAIN,
@@ -36,6 +35,7 @@ from synergy_gym.latency.saturation_model import (
     WORK,
     WORK_PER_S,
     SaturationModel,
+    bisect_tokens,
 )
 from synergy_gym.types import FloatArray, IntArray
 
@@ -152,19 +152,7 @@ class StepTables:
 
     def invert(self, sequences: int, target_ms: float) -> int:
         """`SaturationModel.invert`."""
-        low, high, found = 1, INVERT_LIMIT, 1
-        for _ in range(INVERT_STEPS):
-            if low > high:
-                break
-            middle = (low + high) // 2
-            predicted = self.predict_ms(sequences, middle)
-            if abs(predicted - target_ms) < INVERT_TOLERANCE_MS:
-                return middle
-            if predicted < target_ms:
-                found, low = middle, middle + 1
-            else:
-                high = middle - 1
-        return found
+        return bisect_tokens(partial(self.predict_ms, sequences), target_ms)
 
 
 # --- the readable definition -----------------------------------------------------------------

@@ -5,14 +5,29 @@ All arrays are one-dimensional; see `tests/policies/test_pacing.py` for the same
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from synergy_gym.jit import kernel
 from synergy_gym.latency.rls import predict
+from synergy_gym.types import SLO
 
 DECODES, CONTEXT, DECODE_MS, TARGET_MS, PACE_MS = 0, 1, 2, 3, 4
 PREFILLS, PREFILL_TOKENS, PREFILL_CONTEXT, LATE_PREFILLS, OUT_OF_PLACE = 5, 6, 7, 8, 9
 SUMMARY_SIZE = 10
 TAIL_SIZE = 32
 NEVER = 1e18
+
+
+def objectives(slos: Sequence[SLO]) -> list[tuple[float, float, float]]:
+    """TTFT, TPOT and E2E objectives per class in seconds, `NEVER` where there is none.
+
+    Without a class there is one without objectives.
+    """
+    return [(_or(slo.ttft_s), _or(slo.tpot_s), _or(slo.e2e_s)) for slo in slos] or [(NEVER,) * 3]
+
+
+def _or(limit_s: float | None) -> float:
+    return NEVER if limit_s is None else limit_s
 
 
 @kernel

@@ -74,11 +74,12 @@ class LensPlus(EnginePolicy):
         known = published_advert(spec.profile)
         self._model = ContextAwareModel(known.step_ms if known else None)
         self._lengths = OutputLengths(self.short, self.long)
-        self._limits = _limits(slos)
+        self._limits = np.array(pacing.objectives(slos)).reshape(-1)
         self._work = np.zeros(pacing.SUMMARY_SIZE)
         self._tail = np.zeros(pacing.TAIL_SIZE)
         self._heap, self._slack = np.zeros(2), np.zeros(1)
         self._keep = np.zeros(1, np.int64)
+        self._knobs = np.array([0.0, self.margin, self.sacrifice, self.slower])
         self._sortable = spec.scheduling == "fcfs"
         self._uncached = 1.0
         self._saved_ms = 0.0
@@ -99,7 +100,7 @@ class LensPlus(EnginePolicy):
         limit = engine.spec.max_num_batched_tokens
         decodes = int(self._work[pacing.DECODES])
         if decodes == 0:
-            return self._without_decodes(engine.spec, waiting, limit)
+            return self._without_decodes(waiting, limit)
         prefill = self._prefill_tokens(limit - decodes)
         budget = min(max(decodes + prefill, 1), limit)
         order = _decodes_first(running) if self._work[pacing.OUT_OF_PLACE] else None
@@ -129,11 +130,11 @@ class LensPlus(EnginePolicy):
             r.first_token_age_s, r.slo_class, self._limits, self._work,
         )  # fmt: skip
         if self._work[pacing.DECODES]:
-            knobs = np.array([self._lengths.high, self.margin, self.sacrifice, self.slower])
+            self._knobs[0] = self._lengths.high
             pacing.pace(
                 r.prompt_tokens, r.generated_tokens, r.computed_tokens, r.waited_s,
                 r.first_token_age_s, r.slo_class, self._limits, self._lengths.remaining,
-                knobs, self._tail, self._model.state, self._work,
+                self._knobs, self._tail, self._model.state, self._work,
             )  # fmt: skip
         if spec.prefix_caching and len(r):
             share = 1 - r.cached_tokens.sum() / r.prompt_tokens.sum()
@@ -234,9 +235,7 @@ class LensPlus(EnginePolicy):
         caps[: len(running)][overdue & (running.first_token_age_s < 0)] = 0
         return caps
 
-    def _without_decodes(
-        self, spec: EngineSpec, waiting: RequestArrays, limit: int
-    ) -> BatchDecision:
+    def _without_decodes(self, waiting: RequestArrays, limit: int) -> BatchDecision:
         """Nobody's TPOT is at stake: the server's whole budget, punctual prompts first."""
         order = None
         if len(waiting) > 1:
@@ -257,12 +256,6 @@ class LensPlus(EnginePolicy):
             return EngineAdvert(predicted_step_s=predicted)
         told = self._model.advert()
         return EngineAdvert(predicted, told.capacity, told.peak_tps, told.step_ms)
-
-
-def _limits(slos: tuple[SLO, ...]) -> np.ndarray:
-    """TTFT, TPOT and E2E objectives per class, seconds."""
-    values = [x for slo in slos for x in (slo.ttft_s, slo.tpot_s, slo.e2e_s)]
-    return np.array([pacing.NEVER if x is None else x for x in values] or [pacing.NEVER] * 3)
 
 
 def _decodes_first(running: RequestArrays) -> IntArray:

@@ -16,9 +16,11 @@ import numpy as np
 from synergy_gym.jit import kernel
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.fallback import Fallback
+from synergy_gym.policies.pacing import objectives
 from synergy_gym.policies.prefix_memory import PrefixMap
 from synergy_gym.policies.registry import router_policy
 from synergy_gym.types import (
+    ADVERT_TERMS,
     SLO,
     ClusterView,
     CompletionView,
@@ -29,11 +31,10 @@ from synergy_gym.types import (
     RequestView,
 )
 
-NEVER = 1e18
 MAX_UTILISATION = 0.9
 STRIDE = 16
 """Every 16th block of a prompt is remembered: 256 tokens are exact enough, and cheap."""
-TERMS = 9
+TERMS = len(ADVERT_TERMS)
 FIRST_LENGTH_TOKENS = 200.0
 
 
@@ -126,8 +127,7 @@ class PrismPlus(RouterPolicy):
         self._step_ms = np.zeros((n, TERMS))
         self._scores = np.zeros(n)
         self._length, self._finished = FIRST_LENGTH_TOKENS, 0
-        limits = [(_or(x.ttft_s), _or(x.tpot_s), _or(x.e2e_s)) for x in slos]
-        self._limits = limits or [(NEVER, NEVER, NEVER)]
+        self._limits = objectives(slos)
         self._prefixes = PrefixMap(engines, stride=STRIDE)
         self.no_model = Fallback(
             __name__,
@@ -177,7 +177,3 @@ class PrismPlus(RouterPolicy):
         """A heartbeat carries no model: the last one told stays."""
         told = state.step_ms.any(axis=1)
         self._step_ms[told] = state.step_ms[told]
-
-
-def _or(limit_s: float | None) -> float:
-    return NEVER if limit_s is None else limit_s

@@ -15,7 +15,9 @@ which the project calls the paper's). T depends on neither context nor batch com
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -50,6 +52,30 @@ def fallback_ms(tokens: float) -> float:
 def fallback_invert(target_ms: float) -> int:
     """Most tokens whose `fallback_ms` is at most `target_ms`; at least 1."""
     return max(1, math.floor((target_ms - FALLBACK_BASE_MS) / FALLBACK_PER_TOKEN_MS))
+
+
+def bisect_tokens(
+    predict_ms: Callable[[int], float], target_ms: float, limit: int = INVERT_LIMIT
+) -> int:
+    """Tokens whose predicted step takes about `target_ms`.
+
+    The authors' bisection, to the letter: integers 1..`limit`, at most 20 halvings, the first
+    midpoint within 1 ms wins, else the last one below the target, else 1. It takes T to increase
+    with S, which the stable form does not do for small S.
+    """
+    low, high, found = 1, limit, 1
+    for _ in range(INVERT_STEPS):
+        if low > high:
+            break
+        middle = (low + high) // 2
+        predicted = predict_ms(middle)
+        if abs(predicted - target_ms) < INVERT_TOLERANCE_MS:
+            return middle
+        if predicted < target_ms:
+            found, low = middle, middle + 1
+        else:
+            high = middle - 1
+    return min(max(found, 1), limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,25 +146,8 @@ class SaturationModel:
         return np.asarray(np.maximum(terms(v, b, s), FLOOR_MS))
 
     def invert(self, sequences: int, target_ms: float, limit: int = INVERT_LIMIT) -> int:
-        """Tokens of a step of `sequences` requests that takes about `target_ms`.
-
-        The authors' bisection, to the letter: integers 1..`limit`, at most 20 halvings, the
-        first midpoint within 1 ms wins, else the last one below the target, else 1. It takes
-        T to increase with S, which the stable form does not do for small S.
-        """
-        low, high, found = 1, limit, 1
-        for _ in range(INVERT_STEPS):
-            if low > high:
-                break
-            middle = (low + high) // 2
-            predicted = self.predict_ms(sequences, middle)
-            if abs(predicted - target_ms) < INVERT_TOLERANCE_MS:
-                return middle
-            if predicted < target_ms:
-                found, low = middle, middle + 1
-            else:
-                high = middle - 1
-        return min(max(found, 1), limit)
+        """Tokens of a step of `sequences` requests that takes about `target_ms`."""
+        return bisect_tokens(partial(self.predict_ms, sequences), target_ms, limit)
 
     def capacity(self, units: Literal["code", "physical"] = "code") -> float:
         """Peak throughput in tokens per second.

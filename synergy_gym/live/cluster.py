@@ -15,7 +15,6 @@ from synergy_gym.live.dispatcher import Dispatcher
 from synergy_gym.live.fleet import Fleet
 from synergy_gym.sim.points import DONE, ROUTE
 from synergy_gym.types import (
-    NS_PER_S,
     BatchDecision,
     ClusterView,
     CompletionView,
@@ -48,9 +47,10 @@ class LiveCluster:
         self._fleet = fleet
         self._closed = False
         self._desk = Dispatcher(fleet, episode)
-        self._blocks: tuple[IntArray, IntArray] | None = None
+        self._blocks: tuple[int, IntArray, IntArray] | None = None
         if episode.workload.content is not None:
-            self._blocks = episode.workload.block_ids(episode.engines[0].block_size)
+            size = episode.engines[0].block_size
+            self._blocks = size, *episode.workload.block_ids(size)
         self._point = DONE
         self._request = -1
         self._over = False
@@ -119,18 +119,7 @@ class LiveCluster:
 
     def request_view(self) -> RequestView:
         """The request at the ROUTE point."""
-        request, traffic = self._request, self.workload
-        if request < 0:
-            raise ValueError("no request is at a ROUTE point; call advance() first")
-        return RequestView(
-            prompt_tokens=int(traffic.prompt_tokens[request]),
-            arrival_s=self.now_ns / NS_PER_S,
-            session=int(traffic.session[request]),
-            slo_class=int(traffic.slo_class[request]),
-            priority=int(traffic.priority[request]),
-            attempt=self._desk.table.attempts[request] - 1,
-            block_hashes=self._prompt_blocks(request),
-        )
+        return self._desk.table.view(self._request, self.now_ns, self._blocks)
 
     def router_rows(self) -> IntArray:
         """The router's table (`RouterRow`); engines that failed the request are down in it."""
@@ -238,11 +227,3 @@ class LiveCluster:
             self._desk.send(request, 0)
             return False
         return True
-
-    def _prompt_blocks(self, request: int) -> IntArray:
-        if self._blocks is None:
-            return np.empty(0, np.int64)
-        offsets, ids = self._blocks
-        size = self.engines[0].block_size
-        start = int(offsets[request])
-        return ids[start : start + int(self.workload.prompt_tokens[request]) // size]

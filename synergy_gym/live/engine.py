@@ -12,16 +12,14 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
-
-import numpy as np
 
 from synergy_gym.live.backend import LiveEpisode, LiveOptions
 from synergy_gym.live.house import engine_house
 from synergy_gym.live.machine import Machine, MachineStep, Timer
 from synergy_gym.live.prompts import Prompts
+from synergy_gym.live.steering import without_positive_caps
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.cluster import CHECK_VARIABLE
 from synergy_gym.sim.reference import ReferenceSimulator
@@ -213,18 +211,16 @@ class LiveEngine(ReferenceEngine):
         self.pool.detach()
 
     def _possible(self, decision: BatchDecision) -> BatchDecision:
+        possible, dropped = without_positive_caps(decision)
         caps = decision.token_caps
-        if caps is None or not np.any(np.asarray(caps) > 0):
-            return decision
-        array = np.asarray(caps, np.int64)
-        if not self._drop_caps:
+        if caps is not None and dropped and not self._drop_caps:
             raise ValueError(
-                f"token_caps holds {array.max()}; vLLM can skip a request (0) but not cap its "
-                "tokens: use a prefill_chunk, a policy without uses_token_caps, or "
+                f"token_caps holds {max(caps.tolist())}; vLLM can skip a request (0) "
+                "but not cap its tokens: use a prefill_chunk, a policy without uses_token_caps, or "
                 "LiveOptions(token_caps='drop')"
             )
-        self.dropped_caps += int((array > 0).sum())
-        return replace(decision, token_caps=np.where(array > 0, -1, array))
+        self.dropped_caps += dropped
+        return possible
 
     def _preempted(self, job: Job, step: Step) -> None:
         job.preemptions += 1
@@ -250,11 +246,8 @@ class LiveEngine(ReferenceEngine):
 
     def _check_step(self, step: Step, ran: MachineStep) -> None:
         """The step as vLLM's numbers say it equals the step as the jobs say it."""
-        own, said = ran.scheduled, step.features
-        counts = (own.tokens, own.decodes, own.decode_context_tokens, own.prefill_pairs)
-        assert counts == (said.tokens, said.decodes, said.decode_context, said.prefill_pairs), (
-            f"vLLM scheduled {own}, the jobs say {said}"
-        )
+        own, said = ran.scheduled.features, step.features
+        assert own == said, f"vLLM scheduled {own}, the jobs say {said}"
         emitting = [job for job, tokens in step.scheduled.items() if job.missing == tokens]
         assert emitting == [self._jobs[name] for name in ran.emitted], "other tokens were emitted"
 

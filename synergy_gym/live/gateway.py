@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from synergy_gym.live.health import HealthSpec, HealthTable
+from synergy_gym.live.loudness import is_loud
 from synergy_gym.live.openai_request import RequestFacts
 from synergy_gym.live.proxy_metrics import RouterMetrics
 from synergy_gym.live.push import Push
@@ -194,7 +195,7 @@ class Gateway:
     def _unknown_push(self, name: str) -> None:
         self.metrics.count("unknown_pushes")
         self._unknown_pushes += 1
-        if self._unknown_pushes & (self._unknown_pushes - 1) == 0:
+        if is_loud(self._unknown_pushes):
             _log.warning(
                 "state of %r, which is no engine of this router (%d such pushes so far); engines "
                 "are called %s: set SYNERGY_GYM_ENGINE there, or --engine NAME=URL here",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from synergy_gym.live.attempts import Attempts
 from synergy_gym.live.health import HealthTable
 from synergy_gym.live.hub import Hub
+from synergy_gym.live.loudness import is_loud
 from synergy_gym.live.openai_stream import (
     EngineFailedError,
     RequestRefusedError,
@@ -233,7 +234,7 @@ class HttpEngine:
                 metrics = await fetch_metrics(self._client, self.url, timeout_s)
         except (ScrapeError, TimeoutError) as error:
             self.failed_scrapes += 1
-            if self.failed_scrapes & (self.failed_scrapes - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
+            if is_loud(self.failed_scrapes):
                 _log.warning(
                     "engine %d: no metrics (%d times so far): %s",
                     self.engine,

@@ -16,13 +16,14 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from synergy_gym.latency.published import published_advert
-from synergy_gym.live.steering import Note, ScheduledStep, Steering
+from synergy_gym.live.loudness import is_loud
+from synergy_gym.live.steering import Note, ScheduledStep, Steering, without_positive_caps
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.sim.adverts import NOT_PREDICTED, predicted_ns, published, started_with
 from synergy_gym.sim.decisions import is_integer
@@ -314,7 +315,7 @@ class PolicyHost:
         """Count, and log the 1st (with its traceback), 2nd, 4th, 8th ... failure of this kind."""
         self.failures[where] += 1
         times = self.failures[where]
-        if times & (times - 1) == 0:
+        if is_loud(times):
             log.error(
                 "policy %s on engine %r: %s failed (%s: %s); %s; %d such failures so far",
                 self.policy.label,
@@ -367,7 +368,7 @@ class PolicyHost:
         if is_integer(asked) and 0 <= asked < max(len(names), 1):
             return int(asked)
         self.unknown_classes += 1
-        if self.unknown_classes & (self.unknown_classes - 1) == 0:
+        if is_loud(self.unknown_classes):
             log.warning(
                 "engine %r: request %s asks for %s %r; declared are %s (or 0..%d), so it counts as "
                 "the first; %d such requests so far",
@@ -387,19 +388,3 @@ def _predicted_ns(decision: BatchDecision | None, report: StepReport) -> int:
     if predicted != NOT_PREDICTED:
         return predicted
     return guessed_ns(report.tokens, report.sequences)
-
-
-def without_positive_caps(decision: BatchDecision) -> tuple[BatchDecision, int]:
-    """The decision as a live engine can obey it, and how many token caps were dropped.
-
-    A cap above zero becomes -1 (free); skips (0) stay.
-    """
-    if decision.token_caps is None:
-        return decision, 0
-    caps = np.asarray(decision.token_caps)
-    positive = caps > 0
-    dropped = int(np.count_nonzero(positive))
-    if not dropped:
-        return replace(decision, token_caps=caps), 0
-    kept = np.where(positive, -1, caps)
-    return replace(decision, token_caps=kept if bool((kept == 0).any()) else None), dropped

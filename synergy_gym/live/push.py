@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from synergy_gym.live.loudness import is_loud
 from synergy_gym.live.router_state import HEARTBEAT_SIZE, PUSH_SIZE
 from synergy_gym.sim.layout import ADVERT_SIZE
 from synergy_gym.sim.reference_telemetry import (
@@ -204,7 +205,7 @@ class PushInbox:
 
     def _reject(self, text: str) -> None:
         self.rejected += 1
-        if self.rejected & (self.rejected - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
+        if is_loud(self.rejected):
             _log.warning("state push rejected (%d so far): %s", self.rejected, text)
 
 

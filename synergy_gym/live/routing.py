@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from synergy_gym.live.loudness import is_loud
 from synergy_gym.live.router_state import RouterState
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.types import SLO, ClusterView, CompletionView, RequestView
@@ -121,7 +122,7 @@ class LiveRouter:
     def _note(self, kind: str, text: str) -> None:
         self.failures[kind] += 1
         count = self.failures.total()
-        if self.loud and count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
+        if self.loud and is_loud(count):
             _log.error(
                 "router policy %r %s (%d failures so far)",
                 self.policy.label,

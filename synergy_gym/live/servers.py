@@ -22,11 +22,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
-import synergy_gym
 from synergy_gym.live import keeper
 from synergy_gym.live.host_settings import HostSettings
 from synergy_gym.live.tiny_model import SIZES, write_model
-from synergy_gym.live.vllm_version import ENVIRONMENT
+from synergy_gym.live.vllm_version import ENVIRONMENT, python_path
 
 SCHEDULER = "synergy_gym.live.scheduler.PolicyScheduler"
 GRACE_S = 15.0
@@ -114,9 +113,7 @@ class ServerSpec:
     def variables(self) -> dict[str, str]:
         """What the server's environment holds beside the caller's."""
         wanted = {k: v for k, v in SERVER_ENVIRONMENT.items() if k not in os.environ}
-        root = str(Path(synergy_gym.__file__).resolve().parents[1])
-        known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        wanted["PYTHONPATH"] = os.pathsep.join([root, *(p for p in known if p not in ("", root))])
+        wanted["PYTHONPATH"] = python_path()
         return wanted | self.settings.environment() | dict(self.environment)
 
 

@@ -5,20 +5,21 @@ Nothing here imports vLLM: the scheduler is an object that `check_scheduler` has
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from synergy_gym.live.vllm_version import check_scheduler
 from synergy_gym.sim.decisions import check_decision
+from synergy_gym.sim.reference_engine import Features
+from synergy_gym.sim.reference_server import engine_state, step_report
 from synergy_gym.types import (
     NS_PER_S,
     SLO,
     BatchDecision,
     EngineSpec,
-    EngineStateField,
     EngineView,
     IntArray,
     RequestArrays,
@@ -38,6 +39,9 @@ class Note:
     admitted: bool = False
 
 
+NO_FEATURES = Features.counted(())
+
+
 @dataclass(slots=True)
 class ScheduledStep:
     """One call of `schedule()`; a `StepReport` once its duration is known."""
@@ -49,30 +53,15 @@ class ScheduledStep:
     admitted: dict[str, int]
     """Prefix-cache hit in tokens per request that was admitted (or resumed)."""
     preempted: list[str]
-    decodes: int = 0
-    decode_context_tokens: int = 0
-    prefill_tokens: int = 0
-    prefill_pairs: int = 0
-    prefill_context_tokens: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """All scheduled tokens."""
-        return sum(self.scheduled.values())
+    features: Features = NO_FEATURES
 
     def report(self, engine: int, step_ns: int, finished: int) -> StepReport:
         """The step as policies see it, `step_ns` after its start."""
-        return StepReport(
+        return step_report(
+            self.features,
             engine=engine,
-            start_s=self.start_ns / NS_PER_S,
-            step_s=step_ns / NS_PER_S,
-            sequences=len(self.scheduled),
-            tokens=self.tokens,
-            decodes=self.decodes,
-            prefill_tokens=self.prefill_tokens,
-            context_tokens=self.decode_context_tokens,
-            prefill_context_tokens=self.prefill_context_tokens,
-            prefill_pairs=self.prefill_pairs,
+            start_ns=self.start_ns,
+            step_ns=step_ns,
             preempted=len(self.preempted),
             admitted=len(self.admitted),
             finished=finished,
@@ -218,11 +207,11 @@ class Steering:
             admitted={},
             preempted=sorted(output.preempted_req_ids or ()),
         )
-        for name, tokens in counts.items():
-            self._count(step, name, tokens)
+        step.features = Features.counted(self._entry(step, *item) for item in counts.items())
         return step
 
-    def _count(self, step: ScheduledStep, name: str, tokens: int) -> None:
+    def _entry(self, step: ScheduledStep, name: str, tokens: int) -> tuple[int, int, bool]:
+        """A request's scheduled and computed tokens, and whether it decodes; notes admissions."""
         request = self.scheduler.requests[name]
         computed = request.num_computed_tokens - tokens  # vLLM has advanced it already
         if name not in self._before or name in step.preempted:
@@ -232,13 +221,8 @@ class Steering:
                 note.admitted, note.cached_tokens = True, computed
         # Asynchronous scheduling has counted this step's own output already.
         generated = self._before.get(name, request.num_output_tokens)
-        if generated > 0 and request.num_prompt_tokens + generated - computed <= 1:
-            step.decodes += 1
-            step.decode_context_tokens += computed
-        else:
-            step.prefill_tokens += tokens
-            step.prefill_pairs += tokens * computed + tokens * (tokens + 1) // 2
-            step.prefill_context_tokens += computed
+        decodes = generated > 0 and request.num_prompt_tokens + generated - computed <= 1
+        return tokens, computed, decodes
 
     def _skip(self, running: list[Any], waiting: list[Any], caps: IntArray) -> None:
         for request, cap in zip(running, caps[: len(running)], strict=True):
@@ -278,40 +262,20 @@ class Steering:
         )
 
 
-def engine_state(
-    running: RequestArrays,
-    waiting: RequestArrays,
-    now_ns: int,
-    last_step: StepReport | None,
-    free_blocks: int,
-    total_blocks: int,
-) -> IntArray:
-    """The state vector (`EngineStateField`) of an engine with these queues."""
-    decode = running.is_decode
-    last = last_step
-    values: Mapping[EngineStateField, int] = {
-        EngineStateField.NOW_NS: now_ns,
-        EngineStateField.RUNNING: len(running),
-        EngineStateField.WAITING: len(waiting),
-        EngineStateField.DECODES: int(decode.sum()),
-        EngineStateField.PREFILL_TOKENS: int(running.remaining_prefill_tokens[~decode].sum()),
-        EngineStateField.WAITING_TOKENS: int(
-            (waiting.prompt_tokens + waiting.generated_tokens).sum()
-        ),
-        EngineStateField.DECODE_CONTEXT_TOKENS: int(running.computed_tokens[decode].sum()),
-        EngineStateField.KV_FREE_BLOCKS: free_blocks,
-        EngineStateField.KV_TOTAL_BLOCKS: total_blocks,
-        EngineStateField.HEAD_WAIT_NS: (
-            round(float(waiting.waited_s[0]) * NS_PER_S) if len(waiting) else 0
-        ),
-        EngineStateField.LAST_STEP_NS: round(last.step_s * NS_PER_S) if last else 0,
-        EngineStateField.LAST_SEQUENCES: last.sequences if last else 0,
-        EngineStateField.LAST_TOKENS: last.tokens if last else 0,
-        EngineStateField.LAST_DECODES: last.decodes if last else 0,
-        EngineStateField.LAST_PREEMPTED: last.preempted if last else 0,
-        EngineStateField.LAST_BUDGET: last.token_budget if last else 0,
-    }
-    return np.array([values[name] for name in EngineStateField], np.int64)
+def without_positive_caps(decision: BatchDecision) -> tuple[BatchDecision, int]:
+    """The decision as a live engine can obey it, and how many token caps were dropped.
+
+    A cap above zero becomes -1 (free); skips (0) stay.
+    """
+    if decision.token_caps is None:
+        return decision, 0
+    caps = np.asarray(decision.token_caps)
+    positive = caps > 0
+    dropped = int(np.count_nonzero(positive))
+    if not dropped:
+        return replace(decision, token_caps=caps), 0
+    kept = np.where(positive, -1, caps)
+    return replace(decision, token_caps=kept if bool((kept == 0).any()) else None), dropped
 
 
 def _generated(request: Any) -> int:

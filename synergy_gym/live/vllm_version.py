@@ -8,8 +8,11 @@ import os
 import random
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import synergy_gym
 
 SUPPORTED: tuple[str, ...] = ("0.32",)
 """Releases whose scheduler is held against the simulator (tests/parity)."""
@@ -44,6 +47,13 @@ _SCHEDULER_ATTRIBUTES = (
     "kv_cache_manager",
     "block_size",
 )
+
+
+def python_path() -> str:
+    """`PYTHONPATH` with which a child process loads this very package."""
+    root = str(Path(synergy_gym.__file__).resolve().parents[1])
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([root, *(path for path in known if path not in ("", root))])
 
 
 class VllmUnavailableError(RuntimeError):

@@ -16,11 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import synergy_gym
 from synergy_gym.live.attempts import Attempts
 from synergy_gym.live.hub import Hub, HubClosedError
 from synergy_gym.live.transport import HealthChanged, LiveRequest, Patience
-from synergy_gym.live.vllm_version import ENVIRONMENT
+from synergy_gym.live.vllm_version import ENVIRONMENT, python_path
 from synergy_gym.live.worker_messages import (
     Abort,
     Add,
@@ -326,12 +325,10 @@ class WorkerEngine:
 
 
 def _popen(pipe: Connection[Any, Any], log: Path, threads: int) -> subprocess.Popen[bytes]:
-    root = str(Path(synergy_gym.__file__).resolve().parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     wanted: Mapping[str, str] = {
         "OMP_NUM_THREADS": str(threads),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "PYTHONPATH": path,
+        "PYTHONPATH": python_path(),
     }
     with log.open("ab") as output:
         return subprocess.Popen(

@@ -192,18 +192,9 @@ class ReferenceSimulator:
 
     def request_view(self) -> RequestView:
         """The request at the ROUTE point."""
-        request, traffic = self.point_request, self.workload
-        if request < 0:
-            raise ValueError("no request is at a ROUTE point; call advance() first")
-        return RequestView(
-            prompt_tokens=int(traffic.prompt_tokens[request]),
-            arrival_s=self.now_ns / NS_PER_S,
-            session=int(traffic.session[request]),
-            slo_class=int(traffic.slo_class[request]),
-            priority=int(traffic.priority[request]),
-            attempt=self._world.table.attempts[request] - 1,
-            block_hashes=self._world.prompt_blocks(request),
-        )
+        size = self.engines[0].block_size
+        ids = None if self.workload.content is None else (size, *self._world.block_ids[size])
+        return self._world.table.view(self.point_request, self.now_ns, ids)
 
     def router_rows(self) -> IntArray:
         """The router's table (`RouterRow`), one row per engine."""

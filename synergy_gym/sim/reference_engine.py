@@ -8,7 +8,7 @@ have no counterpart there.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from synergy_gym.sim.reference_cache import BlockPool
@@ -79,13 +79,19 @@ class Features:
     @classmethod
     def of(cls, scheduled: dict[Job, int]) -> Features:
         """Features of the scheduled tokens, before any of them is computed."""
-        decodes = [job for job in scheduled if job.is_decode]
-        prefills = [(n, job.computed) for job, n in scheduled.items() if not job.is_decode]
+        return cls.counted((n, job.computed, job.is_decode) for job, n in scheduled.items())
+
+    @classmethod
+    def counted(cls, requests: Iterable[tuple[int, int, bool]]) -> Features:
+        """Features of (scheduled tokens, computed tokens, is a decode) per request."""
+        rows = list(requests)
+        contexts = [before for _, before, is_decode in rows if is_decode]
+        prefills = [(n, before) for n, before, is_decode in rows if not is_decode]
         return cls(
-            sequences=len(scheduled),
-            tokens=sum(scheduled.values()),
-            decodes=len(decodes),
-            decode_context=sum(job.computed for job in decodes),
+            sequences=len(rows),
+            tokens=sum(n for n, *_ in rows),
+            decodes=len(contexts),
+            decode_context=sum(contexts),
             prefill_tokens=sum(n for n, _ in prefills),
             prefill_pairs=sum(n * before + n * (n + 1) // 2 for n, before in prefills),
             prefill_context=sum(before for _, before in prefills),

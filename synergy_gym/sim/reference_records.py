@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from synergy_gym.sim.reference_engine import Job
-from synergy_gym.types import NS_PER_S, SLO, IntArray, Outcome, RequestRecords
+from synergy_gym.types import NS_PER_S, SLO, IntArray, Outcome, RequestRecords, RequestView
 from synergy_gym.workload.base import Workload
 
 
@@ -63,6 +63,36 @@ class RequestTable:
         """A request emitted a token `gap_ns` after the one before."""
         if self._record_itl and self.is_scored(request):
             self._gaps[gap_ns] += 1
+
+    def view(
+        self, request: int, now_ns: int, block_ids: tuple[int, IntArray, IntArray] | None
+    ) -> RequestView:
+        """A request that has arrived, as its router sees it.
+
+        Args:
+            request: its index; -1: none is at a ROUTE point.
+            now_ns: the present.
+            block_ids: block size, and `Workload.block_ids` of it; `None`: no content is known.
+
+        Raises:
+            ValueError: there is no request.
+        """
+        if request < 0:
+            raise ValueError("no request is at a ROUTE point; call advance() first")
+        traffic, prompt = self.workload, int(self.workload.prompt_tokens[request])
+        hashes = np.empty(0, np.int64)
+        if block_ids is not None:
+            size, offsets, ids = block_ids
+            hashes = ids[int(offsets[request]) :][: prompt // size]
+        return RequestView(
+            prompt_tokens=prompt,
+            arrival_s=now_ns / NS_PER_S,
+            session=int(traffic.session[request]),
+            slo_class=int(traffic.slo_class[request]),
+            priority=int(traffic.priority[request]),
+            attempt=self.attempts[request] - 1,
+            block_hashes=hashes,
+        )
 
     def finish(self, request: int, now_ns: int) -> None:
         """A request emitted its last token."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, SEED, SLOW, UNIT, ste
 from synergy_gym.sim.adverts import NOT_PREDICTED, predicted_ns, published
 from synergy_gym.sim.decision_log import chain_iteration, chain_lists
 from synergy_gym.sim.decisions import check_decision, check_rule
-from synergy_gym.sim.reference_engine import Job, Outputs, ReferenceEngine, Step
+from synergy_gym.sim.reference_engine import Features, Job, Outputs, ReferenceEngine, Step
 from synergy_gym.sim.reference_rules import rule_decision
 from synergy_gym.sim.reference_telemetry import (
     PUSH_COLUMNS,
@@ -169,30 +169,10 @@ class Server:
 
     def state(self, now_ns: int) -> IntArray:
         """The engine state vector (`EngineStateField`)."""
-        engine, last = self.engine, self.last_report
-        decodes = [job for job in engine.running if job.is_decode]
-        prefills = [job for job in engine.running if not job.is_decode]
-        head_wait = now_ns - engine.waiting[0].arrival_ns if engine.waiting else 0
-        field = EngineStateField
-        values = {
-            field.NOW_NS: now_ns,
-            field.RUNNING: len(engine.running),
-            field.WAITING: len(engine.waiting),
-            field.DECODES: len(decodes),
-            field.PREFILL_TOKENS: sum(job.missing for job in prefills),
-            field.WAITING_TOKENS: sum(job.known for job in engine.waiting),
-            field.DECODE_CONTEXT_TOKENS: sum(job.computed for job in decodes),
-            field.KV_FREE_BLOCKS: engine.pool.free,
-            field.KV_TOTAL_BLOCKS: engine.pool.total,
-            field.HEAD_WAIT_NS: head_wait,
-            field.LAST_STEP_NS: self.last_step_ns,
-            field.LAST_SEQUENCES: last.sequences if last else 0,
-            field.LAST_TOKENS: last.tokens if last else 0,
-            field.LAST_DECODES: last.decodes if last else 0,
-            field.LAST_PREEMPTED: last.preempted if last else 0,
-            field.LAST_BUDGET: last.token_budget if last else 0,
-        }
-        return np.array([values[name] for name in field], np.int64)
+        queues = (self.engine.running, self.engine.waiting)
+        running, waiting = (request_arrays(jobs, now_ns) for jobs in queues)
+        pool = self.engine.pool
+        return engine_state(running, waiting, now_ns, self.last_report, pool.free, pool.total)
 
     def check(self) -> None:
         """Raise `AssertionError` when an invariant of this engine is broken."""
@@ -245,23 +225,46 @@ class Server:
         return Gauges(len(running), len(waiting), pool.used, pool.total, pending)
 
     def _report(self, step: Step, finished: int) -> StepReport:
-        features = step.features
-        return StepReport(
+        return step_report(
+            step.features,
             engine=self.index,
-            start_s=step.start_ns / NS_PER_S,
-            step_s=step.duration_ns / NS_PER_S,
-            sequences=features.sequences,
-            tokens=features.tokens,
-            decodes=features.decodes,
-            prefill_tokens=features.prefill_tokens,
-            context_tokens=features.decode_context,
-            prefill_context_tokens=features.prefill_context,
-            prefill_pairs=features.prefill_pairs,
+            start_ns=step.start_ns,
+            step_ns=step.duration_ns,
             preempted=len(step.preempted),
             admitted=len(step.admitted),
             finished=finished,
             token_budget=step.budget,
         )
+
+
+def step_report(
+    features: Features,
+    *,
+    engine: int,
+    start_ns: int,
+    step_ns: int,
+    preempted: int,
+    admitted: int,
+    finished: int,
+    token_budget: int,
+) -> StepReport:
+    """A finished iteration as policies see it."""
+    return StepReport(
+        engine=engine,
+        start_s=start_ns / NS_PER_S,
+        step_s=step_ns / NS_PER_S,
+        sequences=features.sequences,
+        tokens=features.tokens,
+        decodes=features.decodes,
+        prefill_tokens=features.prefill_tokens,
+        context_tokens=features.decode_context,
+        prefill_context_tokens=features.prefill_context,
+        prefill_pairs=features.prefill_pairs,
+        preempted=preempted,
+        admitted=admitted,
+        finished=finished,
+        token_budget=token_budget,
+    )
 
 
 def request_arrays(jobs: Sequence[Job], now_ns: int) -> RequestArrays:
@@ -281,6 +284,42 @@ def request_arrays(jobs: Sequence[Job], now_ns: int) -> RequestArrays:
         slo_class=column([job.slo_class for job in jobs]),
         priority=column([job.priority for job in jobs]),
     )
+
+
+def engine_state(
+    running: RequestArrays,
+    waiting: RequestArrays,
+    now_ns: int,
+    last_step: StepReport | None,
+    free_blocks: int,
+    total_blocks: int,
+) -> IntArray:
+    """The state vector (`EngineStateField`) of an engine with these queues."""
+    decode = running.is_decode
+    last = last_step
+    values: Mapping[EngineStateField, int] = {
+        EngineStateField.NOW_NS: now_ns,
+        EngineStateField.RUNNING: len(running),
+        EngineStateField.WAITING: len(waiting),
+        EngineStateField.DECODES: int(decode.sum()),
+        EngineStateField.PREFILL_TOKENS: int(running.remaining_prefill_tokens[~decode].sum()),
+        EngineStateField.WAITING_TOKENS: int(
+            (waiting.prompt_tokens + waiting.generated_tokens).sum()
+        ),
+        EngineStateField.DECODE_CONTEXT_TOKENS: int(running.computed_tokens[decode].sum()),
+        EngineStateField.KV_FREE_BLOCKS: free_blocks,
+        EngineStateField.KV_TOTAL_BLOCKS: total_blocks,
+        EngineStateField.HEAD_WAIT_NS: (
+            round(float(waiting.waited_s[0]) * NS_PER_S) if len(waiting) else 0
+        ),
+        EngineStateField.LAST_STEP_NS: round(last.step_s * NS_PER_S) if last else 0,
+        EngineStateField.LAST_SEQUENCES: last.sequences if last else 0,
+        EngineStateField.LAST_TOKENS: last.tokens if last else 0,
+        EngineStateField.LAST_DECODES: last.decodes if last else 0,
+        EngineStateField.LAST_PREEMPTED: last.preempted if last else 0,
+        EngineStateField.LAST_BUDGET: last.token_budget if last else 0,
+    }
+    return np.array([values[name] for name in EngineStateField], np.int64)
 
 
 def _latencies(job: Job) -> tuple[int, int, int]:

@@ -23,7 +23,6 @@ from synergy_gym.types import (
     ClientSpec,
     CompletionView,
     Event,
-    IntArray,
     Outcome,
 )
 from synergy_gym.workload.base import Workload
@@ -145,15 +144,6 @@ class World:
         """End the episode: whatever is still in the system stays unfinished."""
         outcome = self.table.outcome
         outcome[:] = [Outcome.UNFINISHED if o == Outcome.PENDING else o for o in outcome]
-
-    def prompt_blocks(self, request: int) -> IntArray:
-        """Ids of the full prompt blocks; empty when no content is known."""
-        if self.workload.content is None:
-            return np.empty(0, np.int64)
-        size = self.servers[0].engine.spec.block_size
-        offsets, ids = self.block_ids[size]
-        start = int(offsets[request])
-        return ids[start : start + int(self.workload.prompt_tokens[request]) // size]
 
     def _commit(self, server: Server) -> None:
         outputs = server.commit(self.now_ns)

@@ -11,7 +11,7 @@ import paper_claims
 import paper_heterogeneous
 import paper_warmup
 import pytest
-from paper_claims import Claim, judge
+from paper_verdicts import Claim, judge
 
 
 @pytest.mark.parametrize(

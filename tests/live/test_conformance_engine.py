@@ -24,9 +24,9 @@ from synergy_gym.evaluation.runner import Player
 from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, step_ns
 from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
 from synergy_gym.live.machine import MachineConfig, undisturbed
-from synergy_gym.live.policy_host import HostClock, HostedStep, PolicyHost, without_positive_caps
+from synergy_gym.live.policy_host import HostClock, HostedStep, PolicyHost
 from synergy_gym.live.prompts import Prompts
-from synergy_gym.live.steering import ScheduledStep, Steering
+from synergy_gym.live.steering import ScheduledStep, Steering, without_positive_caps
 from synergy_gym.live.tiny_model import SIZES
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.registry import make_engine_policy
@@ -35,7 +35,6 @@ from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.seeding import policy_stream, stream_seed
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.reference import ReferenceSimulator
-from synergy_gym.sim.reference_engine import Features
 from synergy_gym.sim.reference_server import LEAST_EMPTY_STEP_NS
 from synergy_gym.types import BatchDecision, EngineSpec, EngineView, Outcome, StepReport
 from synergy_gym.workload.base import Workload
@@ -205,7 +204,7 @@ class Virtual:
         assert isinstance(host.steering, Watched)
         step = host.steering.step
         if step.scheduled:
-            return step_ns(self.clock, host.steps, *features(step).arguments())
+            return step_ns(self.clock, host.steps, *step.features.arguments())
         least = max(int(self.clock[FLOOR_NS]), int(self.clock[0]) // FS_PER_NS, LEAST_EMPTY_STEP_NS)
         return max(least, self.arrivals[0][0] - self.now_ns if self.arrivals else 0)
 
@@ -219,18 +218,6 @@ class Virtual:
             while self.arrivals and self.arrivals[0][0] <= self.now_ns:
                 add(heapq.heappop(self.arrivals)[1])
             step()
-
-
-def features(step: ScheduledStep) -> Features:
-    return Features(
-        sequences=len(step.scheduled),
-        tokens=step.tokens,
-        decodes=step.decodes,
-        decode_context=step.decode_context_tokens,
-        prefill_tokens=step.prefill_tokens,
-        prefill_pairs=step.prefill_pairs,
-        prefill_context=step.prefill_context_tokens,
-    )
 
 
 def run_scheduler(virtual: Virtual, model: Path) -> Any:

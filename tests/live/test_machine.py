@@ -203,7 +203,7 @@ logging.basicConfig(level=logging.WARNING)
 engine = EngineSpec("e", "g", "m", "p", 4, 64, 256, 7, block_size=32)
 machine = Machine(MachineConfig.of(engine, pathlib.Path(sys.argv[1])))
 machine.add("000", list(range(10, 110)), 20, 0, 0.0)
-assert machine.step(BatchDecision(64), 0, None).scheduled.tokens == 64
+assert machine.step(BatchDecision(64), 0, None).scheduled.features.tokens == 64
 """
 
 
