@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
+from synergy_gym.actions import DEFAULT_GRID, ORDERS, EngineGrid, Limits, batch_decision
 from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource
 from synergy_gym.envs.fused import ILLEGAL, engine_stepper
 from synergy_gym.envs.rendering import Frame, Gauge
@@ -21,14 +22,10 @@ from synergy_gym.types import (
     BatchDecision,
     BoolArray,
     EngineStateField,
-    EngineView,
     IntArray,
 )
 
-ORDERS = ("queue", "shortest-prompt", "earliest-deadline")
-"""Order rules of `action="full"`, by action value."""
-ACTIONS = ("limits", "full")
-_NO_DEADLINE_NS = 1 << 62
+ACTIONS = ("limits", "full", "grid")
 _NAMES = ("token budget", "max running", "chunk cap", "order rule")
 
 
@@ -50,20 +47,27 @@ class EngineBatchingEnv(ServingEnv):
     ## Action Space
 
     `MultiDiscrete([max_num_batched_tokens, max_num_seqs])`, and with `action="full"`
-    `MultiDiscrete([max_num_batched_tokens, max_num_seqs, max_num_batched_tokens + 1, 3])`:
+    `MultiDiscrete([max_num_batched_tokens, max_num_seqs, max_num_batched_tokens + 1, 4])`:
 
     | Num | Meaning                                              | Value a stands for                        |
     |-----|------------------------------------------------------|-------------------------------------------|
     | 0   | token budget of the iteration                        | a + 1 tokens                              |
     | 1   | admission cap: none is admitted while this many run  | a + 1 requests                            |
     | 2   | chunk cap: most prompt tokens of one request         | a tokens, 0: no cap                       |
-    | 3   | order of the waiting queue                           | 0 as it is, 1 shortest prompt, 2 earliest deadline |
+    | 3   | order of the waiting queue                           | 0 as it is, 1 shortest prompt, 2 earliest deadline, 3 late last |
 
     Every value is legal: `action_masks()` is all True, and infos carry no mask. A budget below the
     number of decodes serves the head of the running list. The cap never evicts. The chunk cap
     applies while more than one request is in the engine. An order rule sorts the waiting queue
     (stable, and it stays sorted); the deadline is arrival + the class's TTFT objective, classes
-    without one come last. An engine with priority scheduling keeps its own order. Anything outside the space is a `ValueError`.
+    without one come last; late are requests without a first token whose deadline has passed. An
+    engine with priority scheduling keeps its own order. Anything outside the space is a
+    `ValueError`.
+
+    With `action="grid"`, or an `EngineGrid` of your own (`synergy_gym.actions`), the space is
+    `MultiDiscrete(grid.shape)`: a choice of a few budgets, caps, chunk caps and order rules,
+    small enough to learn, and the same for engines with other limits. Its budgets count prompt
+    tokens beside one token for every running decode.
 
     ## Observation Space
 
@@ -133,7 +137,7 @@ class EngineBatchingEnv(ServingEnv):
     | `load`            | float                    | `1.0`         | multiple of the scenario's arrival rate |
     | `workload`        | `Workload`, function or None | `None`    | fixed traffic, or a function of (load, seed) |
     | `split`           | str                      | `"train"`     | seeds of `reset()`: train, validation, test |
-    | `action`          | str                      | `"limits"`    | `"limits"` or `"full"`                  |
+    | `action`          | str or `EngineGrid`      | `"limits"`    | `"limits"`, `"full"`, `"grid"` or a grid |
     | `observation`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
     | `shaping`         | str or None              | `None`        | a potential of the table above          |
     | `shaping_weight`  | float                    | `1.0`         | its factor                              |
@@ -166,7 +170,7 @@ class EngineBatchingEnv(ServingEnv):
         load: float = 1.0,
         workload: WorkloadSource | None = None,
         split: Split = "train",
-        action: Literal["limits", "full"] = "limits",
+        action: Literal["limits", "full", "grid"] | EngineGrid = "limits",
         observation: Literal["flat", "dict"] = "flat",
         shaping: str | None = None,
         shaping_weight: float = 1.0,
@@ -199,14 +203,12 @@ class EngineBatchingEnv(ServingEnv):
                 f"transport={self._live.transport!r} cannot ask before every iteration; "
                 "EngineBatching steps an engine of this process, use transport='inprocess'"
             )
-        if action not in ACTIONS:
-            raise ValueError(f"action={action!r} is unknown; choose one of {list(ACTIONS)}")
         spec = self.scenario.engines[0]
         self.engine = spec
+        self.grid = _grid(action)
         self._full = action == "full"
         self._budgets, self._caps = spec.max_num_batched_tokens, spec.max_num_seqs
-        sizes = [self._budgets, self._caps]
-        self._sizes = [*sizes, self._budgets + 1, len(ORDERS)] if self._full else sizes
+        self._sizes = self._action_sizes()
         self.action_space = spaces.MultiDiscrete(self._sizes)
         self._features = EngineFeatures(spec, self.scenario.slos)
         self._observe_as(self._features.layout, self._features.layout)
@@ -263,15 +265,23 @@ class EngineBatchingEnv(ServingEnv):
                 raise ValueError(self._complaint(values))
         return values
 
+    def _action_sizes(self) -> list[int]:
+        if self.grid is not None:
+            return list(self.grid.shape)
+        sizes = [self._budgets, self._caps]
+        return [*sizes, self._budgets + 1, len(ORDERS)] if self._full else sizes
+
     def _decision(self, values: list[int]) -> BatchDecision:
+        if self.grid is not None:
+            return self.grid.decide(values, self._sim.engine_view(0))
         if not self._full:
             return BatchDecision(values[0] + 1, values[1] + 1)
-        rule = "queue" if self.engine.scheduling == "priority" else ORDERS[values[3]]
-        order = waiting_order(rule, self._sim.engine_view(0))
-        return BatchDecision(values[0] + 1, values[1] + 1, values[2], waiting_order=order)
+        limits: Limits = (values[0] + 1, values[1] + 1, values[2], values[3])
+        return batch_decision(limits, self._sim.engine_view(0))
 
     def _complaint(self, values: list[Any]) -> str:
-        ranges = [f"{name} 0..{size - 1}" for name, size in zip(_NAMES, self._sizes, strict=False)]
+        names = _NAMES if self.grid is None else self.grid.axes
+        ranges = [f"{name} 0..{size - 1}" for name, size in zip(names, self._sizes, strict=False)]
         return f"action {values} is outside {self.action_space}: integers of {', '.join(ranges)}"
 
     def _build(self, episode: Episode) -> Any:
@@ -280,7 +290,7 @@ class EngineBatchingEnv(ServingEnv):
         return simulator
 
     def _bind(self, simulator: Any) -> None:
-        plain = self._shaping is None and not self._full and not self._human
+        plain = self._shaping is None and not self._full and self.grid is None and not self._human
         scale = self._features.scale
         fused = engine_stepper(simulator, scale, len(self._buffer)) if plain else None
         self._fused = self._adopt(fused)
@@ -312,6 +322,16 @@ class EngineBatchingEnv(ServingEnv):
         )
 
 
+def _grid(action: str | EngineGrid) -> EngineGrid | None:
+    if isinstance(action, EngineGrid):
+        return action
+    if action not in ACTIONS:
+        raise ValueError(
+            f"action={action!r} is unknown; choose one of {list(ACTIONS)} or an EngineGrid"
+        )
+    return DEFAULT_GRID if action == "grid" else None
+
+
 def _gauges(state: dict[EngineStateField, int], seqs: int, tokens: int) -> tuple[Gauge, ...]:
     field = EngineStateField
     running, waiting = state[field.RUNNING], state[field.WAITING]
@@ -324,17 +344,3 @@ def _gauges(state: dict[EngineStateField, int], seqs: int, tokens: int) -> tuple
         Gauge("KV cache", min(max(used / total, 0.0), 1.0), f"{used} of {total} blocks"),
         Gauge("last step", min(last / tokens, 1.0), f"{last} tokens of {budget} allowed"),
     )
-
-
-def waiting_order(rule: str, view: EngineView) -> IntArray | None:
-    """The waiting queue in the order of a rule of `ORDERS`, as indices; `None` leaves it."""
-    if rule == "queue" or view.num_waiting < 2:
-        return None
-    waiting = view.waiting
-    if rule == "shortest-prompt":
-        return np.argsort(waiting.prompt_tokens, kind="stable")
-    limits = [slo.ttft_s for slo in view.slos]
-    limits_ns = [_NO_DEADLINE_NS if s is None else round(s * NS_PER_S) for s in limits]
-    # Whole nanoseconds: a difference of floats could swap deadlines 1 ns apart.
-    waited_ns = np.rint(waiting.waited_s * NS_PER_S).astype(np.int64)
-    return np.argsort(np.array(limits_ns)[waiting.slo_class] - waited_ns, kind="stable")

@@ -2,8 +2,8 @@
 
 A specification is a name (`round-robin`), a name with parameters
 (`sarathi-512:chunk_tokens=256`), a member of a family (`static-384`), a class anywhere
-(`package.module:Class` or `folder/file.py:Class`, parameters after a second colon), a class,
-or an instance.
+(`package.module:Class` or `folder/file.py:Class`, parameters after a second colon), a trained
+agent (`agent:NAME` or `agent:FILE.npz`), a class, or an instance.
 Files in `engine/` and `router/` are found by themselves; another distribution adds policies
 with an entry point of the group `synergy_gym.policies` that names the module to import.
 """
@@ -36,6 +36,8 @@ from synergy_gym.policies.base import (
 from synergy_gym.policies.convert import convert
 
 ENTRY_POINTS = "synergy_gym.policies"
+AGENT_PREFIX = "agent"
+"""`agent:NAME` and `agent:FILE.npz` are trained agents (`policies/learned.py`)."""
 
 Kind = Literal["engine", "router"]
 P = TypeVar("P", bound=Policy)
@@ -140,12 +142,21 @@ class _Registry(Generic[P]):
                 f"instance of one; got {spec!r}"
             )
         head, *rest = spec.split(":")
+        if head == AGENT_PREFIX:
+            return self._agent(":".join(rest))
         preset: dict[str, Any] = {}
         if rest and "=" not in rest[0]:
             cls = self._import(head, rest.pop(0), spec)
         else:
             cls, preset = self.find(head)
         return _build(cls, head, preset | _parse(cls, head, ":".join(rest)))
+
+    def _agent(self, file: str) -> P:
+        from synergy_gym.policies import learned
+
+        made: Any = {"engine": learned.LearnedEngine, "router": learned.LearnedRouter}
+        policy: P = made[self.kind](file)
+        return policy
 
     def _import(self, module: str, name: str, spec: str) -> type[P]:
         try:

@@ -18,7 +18,7 @@ MAPPING: dict[str, str] = PYPROJECT["tool"]["setuptools"]["package-dir"]
 BASE = {"arrays", "specs", "types", "router_table", "seeding", "strict_toml", "jit"}
 MODEL = {*BASE, "latency", "workload", "metrics"}
 WORLD = {*MODEL, "scenario", "sim"}
-PLAY = {*WORLD, "features", "observation", "rewards", "policies"}
+PLAY = {*WORLD, "actions", "features", "observation", "rewards", "policies"}
 ARROWS: dict[str, set[str]] = {
     "arrays": set(),
     "router_table": {"arrays"},
@@ -30,16 +30,18 @@ ARROWS: dict[str, set[str]] = {
     "latency": BASE,
     "workload": BASE,
     "metrics": BASE,
+    "actions": {"types"},
     "observation": {"types"},
     "features": {"types", "latency", "observation", "jit"},
     "rewards": {"types", "metrics"},
     "scenario": MODEL,
     "sim": {*MODEL, "scenario"},
-    "policies": {"types", "features", "latency", "jit"},
+    "policies": {"types", "actions", "features", "observation", "latency", "jit"},
     "live": PLAY,
     "envs": {*PLAY, "live"},
     "evaluation": {*PLAY, "envs", "live"},
-    "cli": {*PLAY, "envs", "evaluation", "live"},
+    "learning": {*PLAY, "envs", "evaluation", "live"},
+    "cli": {*PLAY, "envs", "evaluation", "learning", "live"},
     "__main__": {"cli"},
 }
 
@@ -56,6 +58,8 @@ LAZY = {
     "prometheus_client": set(),
     "matplotlib": {"evaluation"},
     "pandas": {"evaluation"},
+    "pettingzoo": set(),
+    "optuna": set(),
 }
 POLICY_LIBRARIES = {"numpy", "numba"}
 

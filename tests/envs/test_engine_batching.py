@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from synergy_gym.envs.engine_batching import ORDERS, EngineBatchingEnv, waiting_order
+from synergy_gym.actions import ORDERS, waiting_order
+from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.workload.base import Workload, make_workload
 

@@ -1,0 +1,1 @@
+"""Training of engine and router agents (needs the extra `rl`)."""
