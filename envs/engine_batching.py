@@ -47,20 +47,20 @@ class EngineBatchingEnv(ServingEnv):
     ## Action Space
 
     `MultiDiscrete([max_num_batched_tokens, max_num_seqs])`, and with `action="full"`
-    `MultiDiscrete([max_num_batched_tokens, max_num_seqs, max_num_batched_tokens + 1, 4])`:
+    `MultiDiscrete([max_num_batched_tokens, max_num_seqs, max_num_batched_tokens + 1, 5])`:
 
     | Num | Meaning                                              | Value a stands for                        |
     |-----|------------------------------------------------------|-------------------------------------------|
     | 0   | token budget of the iteration                        | a + 1 tokens                              |
     | 1   | admission cap: none is admitted while this many run  | a + 1 requests                            |
     | 2   | chunk cap: most prompt tokens of one request         | a tokens, 0: no cap                       |
-    | 3   | order of the waiting queue                           | 0 as it is, 1 shortest prompt, 2 earliest deadline, 3 late last |
+    | 3   | order of the waiting queue                           | 0 as it is, 1 shortest prompt, 2 earliest deadline, 3 late last, 4 late last and shortest first |
 
     Every value is legal: `action_masks()` is all True, and infos carry no mask. A budget below the
     number of decodes serves the head of the running list. The cap never evicts. The chunk cap
     applies while more than one request is in the engine. An order rule sorts the waiting queue
     (stable, and it stays sorted); the deadline is arrival + the class's TTFT objective, classes
-    without one come last; late are requests without a first token whose deadline has passed. An
+    without one come last; late are requests without a first token after 0.7 of their TTFT objective. An
     engine with priority scheduling keeps its own order. Anything outside the space is a
     `ValueError`.
 
@@ -276,7 +276,7 @@ class EngineBatchingEnv(ServingEnv):
             return self.grid.decide(values, self._sim.engine_view(0))
         if not self._full:
             return BatchDecision(values[0] + 1, values[1] + 1)
-        limits: Limits = (values[0] + 1, values[1] + 1, values[2], values[3])
+        limits: Limits = (values[0] + 1, values[1] + 1, values[2], values[3], 0)
         return batch_decision(limits, self._sim.engine_view(0))
 
     def _complaint(self, values: list[Any]) -> str:
