@@ -394,6 +394,11 @@ class Simulator:
         """Scored requests that have met all their SLOs so far."""
         return int(self._a[L.H_MET])
 
+    def met_by_engine(self) -> IntArray:
+        """`met()` by the engine that served the request to its end, one count per engine."""
+        at = self._base(0) + L.E_MET
+        return self._a[at : at + len(self.engines) * L.E_SIZE : L.E_SIZE].copy()
+
     def steps(self, engine: int) -> int:
         """Iterations that `engine` has planned so far, empty ones included."""
         return int(self._a[self._base(engine) + L.E_STEPS])

@@ -227,7 +227,8 @@ SLOT_SHIFT = 16
     T_PREDICTED,
     T_MEAN_PREDICTED,
     T_ADVERT,
-) = range(109)
+    E_MET,
+) = range(110)
 E_CLOCK = 112
 E_SIZE = E_CLOCK + CLOCK_SIZE
 

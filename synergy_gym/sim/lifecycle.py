@@ -16,6 +16,7 @@ from synergy_gym.sim.layout import (
     E_BLOCK_SIZE,
     E_FLIGHT,
     E_MAX_LEN,
+    E_MET,
     E_PREFILL_TOKENS,
     E_READY,
     E_RUNNING,
@@ -215,6 +216,7 @@ def finish(a, o, e, r, now):  # type: ignore[no-untyped-def]
     a[q + F_LAST] = now
     if a[q + F_META] & SCORED != 0 and met_slos(a, o, q, now):
         a[o + H_MET] += 1
+        a[e + E_MET] += 1
     if a[o + H_TELEMETRY] != 0:
         a[e + T_FINISHED] += 1
         a[e + T_TTFT] += a[q + F_FIRST] - a[q + F_ARRIVAL]

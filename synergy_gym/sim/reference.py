@@ -234,6 +234,10 @@ class ReferenceSimulator:
         """Scored requests that met all their objectives so far."""
         return self._world.table.met
 
+    def met_by_engine(self) -> IntArray:
+        """`met()` by the engine that served the request to its end, one count per engine."""
+        return self._world.table.met_by_engine(len(self.engines))
+
     def itl(self) -> tuple[IntArray, IntArray]:
         """Gaps between tokens of scored requests (ns), and how often each occurred."""
         return self._world.table.itl()

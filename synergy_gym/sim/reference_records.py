@@ -45,14 +45,18 @@ class RequestTable:
         """The attempt that is, or was last, on an engine."""
         self._slos = slos
         self._window = (warmup_ns, horizon_ns)
-        self._met = 0
+        self._met: Counter[int] = Counter()
         self._record_itl = record_itl
         self._gaps: Counter[int] = Counter()
 
     @property
     def met(self) -> int:
         """Scored requests that met all objectives so far."""
-        return self._met
+        return self._met.total()
+
+    def met_by_engine(self, engines: int) -> IntArray:
+        """The same by the engine that served the request to its end, one count per engine."""
+        return np.array([self._met[engine] for engine in range(engines)], np.int64)
 
     def is_scored(self, request: int) -> bool:
         """Whether the request's first arrival lies in [warm-up, horizon)."""
@@ -97,7 +101,8 @@ class RequestTable:
     def finish(self, request: int, now_ns: int) -> None:
         """A request emitted its last token."""
         self.finish_ns[request] = now_ns
-        self._met += self.is_scored(request) and self._is_met(request)
+        if self.is_scored(request) and self._is_met(request):
+            self._met[self.engine[request]] += 1
 
     def itl(self) -> tuple[IntArray, IntArray]:
         """Distinct gaps between tokens of scored requests (ns, ascending), and their counts."""

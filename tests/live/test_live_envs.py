@@ -1,4 +1,4 @@
-"""Both environments on real engines: the checkers, equality with the simulator, the command."""
+"""The environments on real engines: the checkers, equality with the simulator, the command."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from synergy_gym.types import BatchDecision, ClientSpec, EngineView
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("vllm")]
 ENGINE, ROUTER = "SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v0"
+JOINT = "SynergyGym/CrossLayer-v0"
 
 
 def short(name: str, **changes: Any) -> Scenario:
     return replace(load_scenario(name), horizon_s=0.4, warmup_s=0.05, **changes)
 
 
-WORLDS = {ENGINE: short("live-chat"), ROUTER: short("live-cluster")}
+WORLDS = {ENGINE: short("live-chat"), ROUTER: short("live-cluster"), JOINT: short("live-cluster")}
 
 
 @pytest.mark.parametrize("clock", ["model", "cpu"])
@@ -55,6 +56,8 @@ def test_the_checkers_have_no_warning(name: str, clock: str) -> None:
         (ENGINE, {"action": "full", "shaping": "backlog", "observation": "dict"}),
         (ROUTER, {}),
         (ROUTER, {"engine_policy": "lens-plus", "shaping": "in-flight"}),
+        (JOINT, {}),
+        (JOINT, {"router_policy": "preble", "observation": "dict"}),
     ],
     ids=str,
 )

@@ -73,7 +73,8 @@ def gaps(sim: Any) -> Counter[int]:
 
 def same_results(a: Simulator, b: ReferenceSimulator, episode: Episode) -> None:
     same(a.records(), b.records(), "records")
-    assert a.met() == b.met()
+    assert a.met() == b.met() == a.met_by_engine().sum()
+    assert a.met_by_engine().tolist() == b.met_by_engine().tolist()
     if episode.arguments["record_itl"]:
         assert gaps(a) == gaps(b)
 
