@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from synergy_gym.envs.fused import Outcome, mark_seen, seen
+from synergy_gym.envs.fused import FusedStep, Outcome, mark_seen, seen
 from synergy_gym.envs.rendering import RENDER_FPS, RENDER_MODES, Frame, Renderer, make_renderer
 from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
 from synergy_gym.live.fleet_pool import FleetPool
@@ -98,7 +98,7 @@ class ServingEnv(gym.Env[Any, Any]):
         self._simulator_class = None if live is not None else simulator_class(backend)
         self._source = workload
         self._seeds = _split_seeds(self.scenario, split)
-        self._dict = _choice("observation", observation, OBSERVATIONS) == "dict"
+        self._dict = choice("observation", observation, OBSERVATIONS) == "dict"
         self._shaping = shaping
         self._renderer: Renderer | None = make_renderer(render_mode) if render_mode else None
         self._human = render_mode == "human"
@@ -107,6 +107,7 @@ class ServingEnv(gym.Env[Any, Any]):
         self._empty = False
         self._token = object()
         self._fused: Callable[..., Outcome] | None = None
+        self._io: Float32Array | None = None
         self._now_ns = 0
         self._met = 0
         self._episode = Episode(seed=0, load=self.load, workload=None)
@@ -133,16 +134,14 @@ class ServingEnv(gym.Env[Any, Any]):
             else spaces.Box(low, high)
         )
 
-    def _adopt(
-        self, fused: tuple[Callable[..., Outcome], Float32Array] | None
-    ) -> Callable[..., Outcome] | None:
+    def _adopt(self, fused: FusedStep | None) -> Callable[..., Outcome] | None:
         """Write observations where the fused step does; returns the step, if there is one."""
+        self._io = None if fused is None else fused.io
         if fused is None:
             return None
-        step, buffer = fused
-        buffer[:] = self._buffer
-        self._buffer = buffer
-        return step
+        fused.observation[:] = self._buffer
+        self._buffer = fused.observation
+        return fused.step
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -191,6 +190,33 @@ class ServingEnv(gym.Env[Any, Any]):
             raise ValueError(_FIXED_LOAD.format(load=load))
         workload = source(load, seed) if callable(source) else source
         return Episode(seed=seed, load=load, workload=workload)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a compiled step can take the next decision."""
+        return self._fused is not None and self._active
+
+    @property
+    def io(self) -> Float32Array | None:
+        """Scales and observation of the compiled step, if there is one."""
+        return self._io
+
+    @property
+    def arena(self) -> IntArray:
+        """The simulator's memory, where there is a compiled step."""
+        arena: IntArray = self._sim.arena
+        return arena
+
+    @property
+    def parts(self) -> dict[str, Part] | None:
+        """Where the entries of the Dict form lie in the flat one; `None` in the flat form."""
+        return dict(self._views) if self._dict else None
+
+    def end_compiled(self) -> tuple[Float32Array, float, dict[str, Any]]:
+        """Flat observation, reward and info of a compiled step that ended the episode."""
+        self._read(True)
+        reward, info = self._outcome(True)
+        return self._buffer, reward, info
 
     def _reset_info(self) -> dict[str, Any]:
         return {
@@ -372,6 +398,10 @@ class ServingEnv(gym.Env[Any, Any]):
         """Which actions are legal now (True), as maskable algorithms expect them."""
 
     @abstractmethod
+    def check_action(self, action: Any) -> None:
+        """Raise `ValueError` if the action cannot be taken now."""
+
+    @abstractmethod
     def _build(self, episode: Episode) -> Any:
         """The simulator of an episode."""
 
@@ -409,7 +439,12 @@ def simulator_class(backend: str) -> type[Any]:
     raise ValueError(f"backend={backend!r} is unknown; choose 'sim', 'reference' or 'vllm'")
 
 
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """`value` if it is allowed.
+
+    Raises:
+        ValueError: it is not; the message names the argument and lists the values.
+    """
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {list(allowed)}")
     return value
@@ -422,7 +457,7 @@ def _checked_load(load: Any) -> float:
 
 
 def _split_seeds(scenario: Scenario, split: str) -> tuple[int, ...]:
-    _choice("split", split, SPLITS)
+    choice("split", split, SPLITS)
     seeds: tuple[int, ...] = getattr(scenario, f"{split}_seeds")
     if not seeds:
         raise ValueError(f"scenario {scenario.name!r} has no {split} seeds; add some to its file")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,32 +11,30 @@ import numpy as np
 from gymnasium import spaces
 
 from synergy_gym.envs.base import Episode, Part, ServingEnv, Split, WorkloadSource
+from synergy_gym.envs.decisions import checked_engine
+from synergy_gym.envs.fixed_layers import FixedEngines
 from synergy_gym.envs.fused import ILLEGAL, router_stepper
-from synergy_gym.envs.rendering import Frame, Gauge
+from synergy_gym.envs.rendering import Frame
+from synergy_gym.envs.router_view import EVERYTHING, cluster_frame, no_request, read_router
 from synergy_gym.features import (
-    NUM_REQUEST_FEATURES,
     NUM_ROUTER_FEATURES,
     ROUTER_SLOTS,
-    RequestField,
     RouterFeatures,
-    request_vector,
 )
 from synergy_gym.live.backend import REAL_TIME, LiveOptions, live_options
 from synergy_gym.observation import ObservationLayout
-from synergy_gym.policies import EnginePolicy, make_engine_policy
+from synergy_gym.policies import EnginePolicy
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_router_potential
 from synergy_gym.scenario import Scenario
-from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.points import BATCH, DONE
 from synergy_gym.types import (
-    INFORMATION_CLASSES,
-    NS_PER_S,
     BoolArray,
+    ClusterView,
+    CompletionView,
     IntArray,
+    RequestView,
     RouterRow,
 )
-
-_EVERYTHING = frozenset(INFORMATION_CLASSES)
 
 
 class ClusterRoutingEnv(ServingEnv):
@@ -219,15 +216,14 @@ class ClusterRoutingEnv(ServingEnv):
         )
         self.engines = self.scenario.engines
         self._num = len(self.engines)
-        self._policy_source = engine_policy
-        self._policies = self._fresh_policies()
+        self._layer = FixedEngines(engine_policy, self.engines, tuple(self.scenario.slos))
         is_real_time = self._live is not None and self._live.transport in REAL_TIME
         self._can_be_down = is_real_time or any(
             event.kind == "down" for event in self.scenario.events
         )
         self.action_space = spaces.Discrete(self._num)
         self._features = RouterFeatures(self.engines, self.scenario.slos)
-        self._observe_as(self._features.layout, _dict_parts(self._features.layout, self._num))
+        self._observe_as(self._features.layout, router_parts(self._features.layout, self._num))
         self._ruled = False
         self._rows: IntArray = np.zeros((self._num, len(RouterRow)), np.int64)
 
@@ -274,21 +270,26 @@ class ClusterRoutingEnv(ServingEnv):
         alive: BoolArray = self._rows[:, RouterRow.ALIVE] != 0
         return alive
 
+    def views(self) -> tuple[RequestView, ClusterView, list[CompletionView]] | None:
+        """What a router policy sees now, and what has left since the last call.
+
+        For policies and features in Python that are played step by step (imitation, wrappers):
+        `policy.observe` the completions, then `policy.route(request, cluster)` is an action.
+        `None` when no request waits: before an episode and after its end.
+        """
+        if self._sim is None or not self._active:
+            return None
+        sim = self._sim
+        cluster = sim.cluster_view(self.np_random, EVERYTHING)
+        return sim.request_view(), cluster, list(sim.completions())
+
+    def check_action(self, action: Any) -> None:
+        """Raise `ValueError` if there is no such engine, or it is down."""
+        self._checked(action)
+
     def _checked(self, action: Any) -> int:
-        try:
-            engine = index(action)
-        except TypeError:
-            raise ValueError(
-                f"action {action!r} is no engine; give an integer in 0..{self._num - 1}"
-            ) from None
-        if not 0 <= engine < self._num:
-            raise ValueError(f"action {engine} is no engine; give an integer in 0..{self._num - 1}")
-        if self._can_be_down and not self._rows[engine, RouterRow.ALIVE]:
-            raise ValueError(
-                f"engine {engine} is down at {self._now_ns / NS_PER_S} s; choose one that "
-                'info["action_mask"] allows, or wrap the environment in RerouteIllegal'
-            )
-        return engine
+        alive = self.action_masks() if self._can_be_down else None
+        return checked_engine(action, self._num, alive, self._now_ns)
 
     def _add_mask(self, info: dict[str, Any]) -> None:
         mask = self.action_masks()
@@ -301,15 +302,12 @@ class ClusterRoutingEnv(ServingEnv):
         return info
 
     def _build(self, episode: Episode) -> Any:
-        self._policies = self._fresh_policies()
-        for i, (policy, spec) in enumerate(zip(self._policies, self.engines, strict=True)):
-            policy.reset(policy_stream(episode.seed, i), spec, self.scenario.slos)
-        rules = [policy.rule() for policy in self._policies]
-        simulator = self._played(episode, rules=rules, engine_policy=self._policy_source)
+        rules = self._layer.reset(episode.seed)
+        simulator = self._played(episode, rules=rules, engine_policy=self._layer.source)
         self._ruled = None not in rules
         self._bind(simulator)
         if self._live is not None:  # what compiles on first use must not take real time
-            self._features.write(self._rows, _no_request(0), self._buffer)
+            self._features.write(self._rows, no_request(0), self._buffer)
         return simulator
 
     def _bind(self, simulator: Any) -> None:
@@ -319,88 +317,38 @@ class ClusterRoutingEnv(ServingEnv):
         fused = router_stepper(simulator, scale, len(self._buffer)) if usable else None
         self._fused = self._adopt(fused)
 
-    def _fresh_policies(self) -> list[EnginePolicy]:
-        return [copy.deepcopy(make_engine_policy(self._policy_source)) for _ in self.engines]
-
     def _advance(self) -> bool:
         sim = self._sim
-        point = sim.advance()
-        while point == BATCH:
-            engine = sim.point_engine
-            policy = self._policies[engine]
-            step = sim.last_step(engine)
-            if step is not None:
-                policy.observe(step)
-            sim.batch(policy.decide(sim.engine_view(engine)))
-            point = sim.advance()
+        while (point := sim.advance()) == BATCH:
+            self._layer.answer(sim)
         return bool(point == DONE)
 
     def _read(self, ended: bool) -> None:
-        sim = self._sim
-        if ended:
-            self._rows = sim.router_rows()
-            self._features.write(self._rows, _no_request(sim.now_ns), self._buffer)
-            self._buffer[:NUM_REQUEST_FEATURES] = 0.0
-            return
-        cluster = sim.cluster_view(self.np_random, _EVERYTHING)
-        self._rows = cluster.rows
-        vector = request_vector(sim.request_view(), cluster)
-        self._features.write(self._rows, vector, self._buffer)
+        self._rows = read_router(
+            self._sim, self._features, self.np_random, self._buffer, request=not ended
+        )
 
     def _potential(self) -> float:
         return self._phi(self._rows, self.engines) if self._phi is not None else 0.0
 
     def _save(self) -> Any:
-        return self._rows.copy(), copy.deepcopy(self._policies), self._ruled
+        return self._rows.copy(), copy.deepcopy(self._layer), self._ruled
 
     def _restore_extra(self, extra: Any) -> None:
-        self._rows, self._policies, self._ruled = copy.deepcopy(extra)
+        self._rows, self._layer, self._ruled = copy.deepcopy(extra)
         self._bind(self._sim)
 
     def _frame(self) -> Frame:
-        rows = self._sim.router_rows()
-        gauges = tuple(
-            _engine_gauge(spec.name, row, self._sim.now_ns)
-            for spec, row in zip(self.engines, rows.tolist(), strict=True)
-        )
-        in_flight = int(rows[:, RouterRow.IN_FLIGHT].sum())
-        seats = sum(spec.max_num_seqs for spec in self.engines)
-        return Frame(
-            title=f"{self.scenario.name}  load {self._episode.load:g}  seed {self._episode.seed}",
-            facts=(
-                f"t = {self._sim.now_ns / NS_PER_S:.3f} s   in flight {in_flight}   "
-                f"SLOs met {self._sim.met()}   bars: KV cache as last pushed"
-            ),
-            gauges=gauges,
-            points={
-                "in flight": in_flight / (in_flight + seats),
-                "KV cache": sum(gauge.value for gauge in gauges) / len(gauges),
-            },
-        )
+        episode = self._episode
+        title = f"{self.scenario.name}  load {episode.load:g}  seed {episode.seed}"
+        return cluster_frame(self._sim, self.engines, title)
 
 
-def _engine_gauge(name: str, row: list[int], now_ns: int) -> Gauge:
-    usage = row[RouterRow.PUSH_USED_BLOCKS] / max(row[RouterRow.PUSH_TOTAL_BLOCKS], 1)
-    age_s = (now_ns - row[RouterRow.PUSH_NS]) / NS_PER_S
-    text = (
-        f"{row[RouterRow.IN_FLIGHT]} in flight, {row[RouterRow.PUSH_RUNNING]} running, "
-        f"{row[RouterRow.PUSH_WAITING]} waiting ({age_s:.2f} s ago)"
-    )
-    return Gauge(name, min(max(usage, 0.0), 1.0), text if row[RouterRow.ALIVE] else "down")
-
-
-def _no_request(now_ns: int) -> IntArray:
-    vector = np.zeros(len(RequestField), np.int64)
-    vector[RequestField.NOW_NS] = now_ns
-    vector[[RequestField.SESSION_ENGINE, RequestField.SESSION_AGE_NS]] = -1
-    vector[RequestField.EXPECTED_OUTPUT_MILLITOKENS] = -1
-    return vector
-
-
-def _dict_parts(layout: ObservationLayout, engines: int) -> dict[str, Part]:
+def router_parts(layout: ObservationLayout, engines: int) -> dict[str, Part]:
+    """The entries that the router's part of a flat observation has in its Dict form."""
     parts: dict[str, Part] = {"request": layout["request"]}
     for kind in ("router", "pushed", "scraped"):
         columns = [i for i, s in enumerate(ROUTER_SLOTS) if s.name.startswith(f"{kind}.")]
         table = np.arange(engines)[:, None] * NUM_ROUTER_FEATURES + np.array(columns)
-        parts[kind] = (NUM_REQUEST_FEATURES + table).ravel()
+        parts[kind] = (layout["engines"].start + table).ravel()
     return parts

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 
-from synergy_gym.actions import DEFAULT_GRID, ORDERS, EngineGrid, Limits, batch_decision
+from synergy_gym.actions import EngineGrid
 from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource
-from synergy_gym.envs.fused import ILLEGAL, engine_stepper
+from synergy_gym.envs.decisions import EngineActions
+from synergy_gym.envs.fused import ILLEGAL, FusedStep, engine_stepper
+from synergy_gym.envs.fused_engine import controlled_stepper, engine_control
 from synergy_gym.envs.rendering import Frame, Gauge
 from synergy_gym.features import EngineFeatures
 from synergy_gym.live.backend import LiveOptions, live_options
@@ -19,14 +22,11 @@ from synergy_gym.scenario import Scenario
 from synergy_gym.sim.points import DONE
 from synergy_gym.types import (
     NS_PER_S,
-    BatchDecision,
     BoolArray,
     EngineStateField,
+    EngineView,
     IntArray,
 )
-
-ACTIONS = ("limits", "full", "grid")
-_NAMES = ("token budget", "max running", "chunk cap", "order rule")
 
 
 class EngineBatchingEnv(ServingEnv):
@@ -205,11 +205,14 @@ class EngineBatchingEnv(ServingEnv):
             )
         spec = self.scenario.engines[0]
         self.engine = spec
-        self.grid = _grid(action)
-        self._full = action == "full"
+        self._actions = EngineActions(action, spec)
+        self.grid = self._actions.grid
         self._budgets, self._caps = spec.max_num_batched_tokens, spec.max_num_seqs
-        self._sizes = self._action_sizes()
-        self.action_space = spaces.MultiDiscrete(self._sizes)
+        self.action_space = self._actions.space
+        self._limits = self.grid is None and not self._actions.is_full
+        self.control = engine_control(
+            spec, self.scenario.slos, self._actions.sizes, self._actions.grid
+        )
         self._features = EngineFeatures(spec, self.scenario.slos)
         self._observe_as(self._features.layout, self._features.layout)
         self._state: IntArray = np.zeros(len(EngineStateField), np.int64)
@@ -224,15 +227,18 @@ class EngineBatchingEnv(ServingEnv):
         fused = self._fused
         if fused is None or not self._active:
             return self._step_apart(action)
-        try:
-            budget, cap = action.tolist()
-        except (AttributeError, TypeError, ValueError):
-            budget, cap = self._values(action)
-        if not type(budget) is int is type(cap):
-            self._values(action)
-        point, dt_s, reward = fused(budget, cap)
+        if self._limits:
+            try:
+                budget, cap = action.tolist()
+            except (AttributeError, TypeError, ValueError):
+                budget, cap = self._actions.values(action)
+            if not type(budget) is int is type(cap):
+                self._actions.values(action)
+            point, dt_s, reward = fused(budget, cap)
+        else:
+            point, dt_s, reward = fused(np.array(self._actions.values(action), np.int64))
         if point == ILLEGAL:
-            self._values(action)
+            self._actions.values(action)
         observation = self._observation() if self._dict else self._buffer.copy()
         if point == DONE:
             reward, info = self._outcome(True)
@@ -244,7 +250,8 @@ class EngineBatchingEnv(ServingEnv):
         """The step in its parts, for every simulator and every option."""
         if not self._active:
             return self._step_inactive()
-        self._sim.batch(self._decision(self._values(action)))
+        values = self._actions.values(action)
+        self._sim.batch(self._actions.decision(values, partial(self._sim.engine_view, 0)))
         ended = self._advance()
         self._read(ended)
         reward, info = self._outcome(ended)
@@ -252,37 +259,25 @@ class EngineBatchingEnv(ServingEnv):
             self.render()
         return self._observation(), reward, False, ended, info
 
+    def engine_view(self) -> EngineView:
+        """What an engine policy would see now; a snapshot.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode was begun.
+        """
+        if self._sim is None:
+            raise gym.error.ResetNeeded("there is nothing to see before reset(); call reset()")
+        self._catch_up()
+        view: EngineView = self._sim.engine_view(0)
+        return view
+
     def action_masks(self) -> BoolArray:
         """All True: every action is legal (one entry per value of each dimension)."""
-        return np.ones(sum(self._sizes), np.bool_)
+        return np.ones(sum(self._actions.sizes), np.bool_)
 
-    def _values(self, action: Any) -> list[int]:
-        values, sizes = np.asarray(action).tolist(), self._sizes
-        if type(values) is not list or len(values) != len(sizes):
-            raise ValueError(f"action {action!r} must hold {len(sizes)} integers")
-        for value, size in zip(values, sizes, strict=True):
-            if type(value) is not int or not 0 <= value < size:
-                raise ValueError(self._complaint(values))
-        return values
-
-    def _action_sizes(self) -> list[int]:
-        if self.grid is not None:
-            return list(self.grid.shape)
-        sizes = [self._budgets, self._caps]
-        return [*sizes, self._budgets + 1, len(ORDERS)] if self._full else sizes
-
-    def _decision(self, values: list[int]) -> BatchDecision:
-        if self.grid is not None:
-            return self.grid.decide(values, self._sim.engine_view(0))
-        if not self._full:
-            return BatchDecision(values[0] + 1, values[1] + 1)
-        limits: Limits = (values[0] + 1, values[1] + 1, values[2], values[3], 0)
-        return batch_decision(limits, self._sim.engine_view(0))
-
-    def _complaint(self, values: list[Any]) -> str:
-        names = _NAMES if self.grid is None else self.grid.axes
-        ranges = [f"{name} 0..{size - 1}" for name, size in zip(names, self._sizes, strict=False)]
-        return f"action {values} is outside {self.action_space}: integers of {', '.join(ranges)}"
+    def check_action(self, action: Any) -> None:
+        """Raise `ValueError` if the action lies outside the space."""
+        self._actions.values(action)
 
     def _build(self, episode: Episode) -> Any:
         simulator = self._played(episode, auto_route=True)
@@ -290,10 +285,15 @@ class EngineBatchingEnv(ServingEnv):
         return simulator
 
     def _bind(self, simulator: Any) -> None:
-        plain = self._shaping is None and not self._full and self.grid is None and not self._human
-        scale = self._features.scale
-        fused = engine_stepper(simulator, scale, len(self._buffer)) if plain else None
-        self._fused = self._adopt(fused)
+        self._fused = self._adopt(self._compiled(simulator))
+
+    def _compiled(self, simulator: Any) -> FusedStep | None:
+        if self._shaping is not None or self._human:
+            return None
+        scale, size = self._features.scale, len(self._buffer)
+        if self._limits:
+            return engine_stepper(simulator, scale, size)
+        return controlled_stepper(simulator, scale, size, self.control)
 
     def _restore_extra(self, extra: Any) -> None:
         self._bind(self._sim)
@@ -320,16 +320,6 @@ class EngineBatchingEnv(ServingEnv):
             gauges=gauges,
             points={gauge.label: gauge.value for gauge in gauges},
         )
-
-
-def _grid(action: str | EngineGrid) -> EngineGrid | None:
-    if isinstance(action, EngineGrid):
-        return action
-    if action not in ACTIONS:
-        raise ValueError(
-            f"action={action!r} is unknown; choose one of {list(ACTIONS)} or an EngineGrid"
-        )
-    return DEFAULT_GRID if action == "grid" else None
 
 
 def _gauges(state: dict[EngineStateField, int], seqs: int, tokens: int) -> tuple[Gauge, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,7 +79,7 @@ _EXPECTED = int(RequestField.EXPECTED_OUTPUT_MILLITOKENS)
 
 
 @kernel
-def _outcome(a, point):  # type: ignore[no-untyped-def]
+def outcome(a, point):  # type: ignore[no-untyped-def]
     """(point, seconds passed, SLOs met) since the last step."""
     dt_s = (a[H_NOW] - a[H_SEEN_NOW]) / NS_PER_S
     reward = float(a[H_MET] - a[H_SEEN_MET])
@@ -100,7 +100,7 @@ def _step_engine(a, io, budget, cap):  # type: ignore[no-untyped-def]
     point = advance(a, 0)
     write_state(a, 0, e, a, a[H_STATE])
     write_engine_features(a, a[H_STATE], io, io, ENGINE_SCALE_SIZE)
-    return _outcome(a, point)
+    return outcome(a, point)
 
 
 @kernel
@@ -144,57 +144,84 @@ def _write_observation(a, io, engines):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _step_router(a, io, engine):  # type: ignore[no-untyped-def]
-    if not 0 <= engine < a[H_E]:
-        return np.int64(ILLEGAL), 0.0, 0.0
+def send_request(a, engine):  # type: ignore[no-untyped-def]
+    """Hand the request of the ROUTE point to an engine that exists and is up."""
     slot = _session_slot(a, a[H_PREQ])
     if slot:
         a[slot], a[slot + 1] = engine, a[H_NOW]
     take_route(a, 0, engine)
+
+
+@kernel
+def observe_request(a, io):  # type: ignore[no-untyped-def]
+    """Write what the router sees at a ROUTE point behind its scales in `io`."""
+    _write_request_vector(a, a, a[H_REQUEST])
+    refresh_rows(a, 0, a[H_E], a[H_NOW])
+    _write_observation(a, io, a[H_E])
+
+
+@kernel
+def step_router(a, io, engine):  # type: ignore[no-untyped-def]
+    """Route, go on to the next arrival, and observe."""
+    if not 0 <= engine < a[H_E]:
+        return np.int64(ILLEGAL), 0.0, 0.0
+    send_request(a, engine)
     point = advance(a, 0)
     if point == ROUTE:
-        _write_request_vector(a, a, a[H_REQUEST])
-        refresh_rows(a, 0, a[H_E], a[H_NOW])
-        _write_observation(a, io, a[H_E])
-    return _outcome(a, point)
+        observe_request(a, io)
+    return outcome(a, point)
 
 
-def _joined(scale: Float32Array, size: int) -> Float32Array:
+class FusedStep(NamedTuple):
+    """A compiled step, its scales and observation in one array, and the latter alone."""
+
+    step: Callable[..., Outcome]
+    io: Float32Array
+    observation: Float32Array
+
+
+def joined(scale: Float32Array, size: int) -> Float32Array:
     """Scales and observation in one array: each further array argument costs time."""
     return np.concatenate([scale, np.zeros(size, np.float32)])
 
 
-def engine_stepper(
-    simulator: Any, scale: Float32Array, size: int
-) -> tuple[Callable[[int, int], Outcome], Float32Array] | None:
+def usable_arena(simulator: Any) -> IntArray | None:
+    """The memory that a compiled step works on; `None` where something must watch each step."""
+    arena: IntArray | None = getattr(simulator, "arena", None)
+    return None if arena is None or arena[H_CHECK] else arena
+
+
+def engine_stepper(simulator: Any, scale: Float32Array, size: int) -> FusedStep | None:
     """`step(token_budget - 1, max_running - 1)` of one engine, or `None` without an arena.
 
-    An illegal argument changes nothing and gives the point `ILLEGAL`. Returns the step and
-    the buffer of `size` numbers that it writes the observation to.
+    An illegal argument changes nothing and gives the point `ILLEGAL`. The observation has
+    `size` numbers.
     """
-    arena = getattr(simulator, "arena", None)
-    if arena is None or arena[H_CHECK]:
+    arena = usable_arena(simulator)
+    if arena is None:
         return None
-    io = _joined(scale, size)
-    return partial(direct(_step_engine), arena, io), io[len(scale) :]
+    io = joined(scale, size)
+    return FusedStep(partial(direct(_step_engine), arena, io), io, io[len(scale) :])
 
 
-def router_stepper(
-    simulator: Any, scale: Float32Array, size: int
-) -> tuple[Callable[[int], Outcome], Float32Array] | None:
+def router_stepper(simulator: Any, scale: Float32Array, size: int) -> FusedStep | None:
     """`step(engine)` of a cluster whose engines all follow rules, or `None` without an arena.
 
-    The engine must be up; one that does not exist gives the point `ILLEGAL`. Returns the step
-    and the buffer of `size` numbers that it writes the observation to, except at the end of
-    the episode.
+    The engine must be up; one that does not exist gives the point `ILLEGAL`. The observation
+    has `size` numbers and is left alone at the end of the episode.
     """
-    arena = getattr(simulator, "arena", None)
-    if arena is None or arena[H_CHECK]:
+    arena = usable_arena(simulator)
+    if arena is None:
         return None
+    mark_dirty(arena)
+    io = joined(scale, size)
+    return FusedStep(partial(direct(step_router), arena, io), io, io[len(scale) :])
+
+
+def mark_dirty(arena: IntArray) -> None:
+    """Have the block of every engine written anew with the next router observation."""
     for i in range(int(arena[H_E])):
         arena[arena[H_ENG] + i * arena[H_STRIDE] + T_DIRTY] = 1
-    io = _joined(scale, size)
-    return partial(direct(_step_router), arena, io), io[len(scale) :]
 
 
 def mark_seen(arena: IntArray, now_ns: int, met: int) -> None:

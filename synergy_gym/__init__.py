@@ -24,6 +24,11 @@ if (_root / "pyproject.toml").is_file() and (_root / "envs").is_dir():
 _ENVIRONMENTS = {
     "SynergyGym/EngineBatching-v0": "synergy_gym.envs.engine_batching:EngineBatchingEnv",
     "SynergyGym/ClusterRouting-v0": "synergy_gym.envs.cluster_routing:ClusterRoutingEnv",
+    "SynergyGym/CrossLayer-v0": "synergy_gym.envs.cross_layer:CrossLayerEnv",
+}
+_VECTOR_ENVIRONMENTS = {
+    "SynergyGym/EngineBatching-v0": "synergy_gym.envs.vector:EngineBatchingVectorEnv",
+    "SynergyGym/ClusterRouting-v0": "synergy_gym.envs.vector:ClusterRoutingVectorEnv",
 }
 
 _PUBLIC = {
@@ -99,7 +104,11 @@ def _register() -> None:
     for name, entry_point in _ENVIRONMENTS.items():
         if name not in _gymnasium.registry:
             _gymnasium.register(
-                name, entry_point=entry_point, order_enforce=False, disable_env_checker=True
+                name,
+                entry_point=entry_point,
+                vector_entry_point=_VECTOR_ENVIRONMENTS.get(name),
+                order_enforce=False,
+                disable_env_checker=True,
             )
 
 

@@ -73,8 +73,8 @@ def _source_hash() -> str:
 def _kernel_files() -> list[Path]:
     """This file, and every source of the package that compiles something with it."""
     root = _ROOT.parent if (_ROOT.parent / "envs").is_dir() else _ROOT
-    found = [Path(__file__), _ROOT / "features.py", root / "envs" / "fused.py"]
-    found.append(_ROOT / "router_table.py")  # its columns are compiled in
+    found = [Path(__file__), _ROOT / "features.py", *(root / "envs").glob("fused*.py")]
+    found += [_ROOT / "router_table.py", _ROOT / "actions.py"]  # their values are compiled in
     for folder in (_ROOT / "sim", _ROOT / "latency", root / "policies"):
         found += [path for path in folder.glob("*.py") if b"synergy_gym.jit" in path.read_bytes()]
     return [path for path in found if path.is_file()]

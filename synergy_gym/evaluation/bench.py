@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,14 @@ def env_rows() -> list[Row]:
 
 def run_bench(out: Path | None = None) -> list[Row]:
     """Measure all rows, print them on stdout, and write `out` (CSV) if given."""
+    from synergy_gym.evaluation.bench_vector import vector_rows
+
     parts: list[Callable[[], list[Row]]] = [kernel_rows, lambda: [growth_row()], env_rows]
     console = Console(stderr=True)
+    if find_spec("stable_baselines3"):
+        parts.append(vector_rows)
+    else:
+        console.print("vector rows left out: they need stable-baselines3 (extra rl)")
     rows = [row for part in track(parts, "measuring", console=console) for row in part()]
     print_rows(rows)
     if out is not None:

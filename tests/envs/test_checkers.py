@@ -12,6 +12,8 @@ from gymnasium.utils.env_checker import check_env
 import synergy_gym  # noqa: F401 - registers the ids
 
 ENGINE, ROUTER = "SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v0"
+JOINT = "SynergyGym/CrossLayer-v0"
+ALIKE = "long-context-4xh100"  # checkers do not read masks, and unlike engines have some
 MODES = (None, "human", "ansi", "rgb_array")
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     (ENGINE, {}),
@@ -21,11 +23,15 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     (ROUTER, {}),
     (ROUTER, {"observation": "dict"}),
     (ROUTER, {"shaping": "in-flight"}),
+    (JOINT, {"observation": "dict"}),
+    (JOINT, {"scenario": ALIKE, "action": "full"}),
+    (JOINT, {"scenario": ALIKE, "router_policy": "prism-ref", "action": "limits"}),
+    (JOINT, {"engine_policy": "vllm-v1", "shaping": "in-flight"}),
 ]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [ENGINE, ROUTER])
+@pytest.mark.parametrize("name", [ENGINE, ROUTER, JOINT])
 def test_gymnasium_checker_has_no_warning(name: str, mode: str | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -35,7 +41,7 @@ def test_gymnasium_checker_has_no_warning(name: str, mode: str | None) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [ENGINE, ROUTER])
+@pytest.mark.parametrize("name", [ENGINE, ROUTER, JOINT])
 def test_stable_baselines3_checker_has_no_warning(name: str, mode: str | None) -> None:
     checker = pytest.importorskip("stable_baselines3.common.env_checker", reason="extra rl")
     with warnings.catch_warnings():
@@ -52,13 +58,13 @@ def test_every_variant_passes_both(name: str, arguments: dict[str, Any]) -> None
         checker.check_env(gym.make(name, **arguments))
 
 
-@pytest.mark.parametrize("name", [ENGINE, ROUTER])
+@pytest.mark.parametrize("name", [ENGINE, ROUTER, JOINT])
 def test_make_adds_no_wrapper(name: str) -> None:
     env = gym.make(name)
     assert env.unwrapped is env
 
 
-@pytest.mark.parametrize("name", [ENGINE, ROUTER])
+@pytest.mark.parametrize("name", [ENGINE, ROUTER, JOINT])
 def test_vectorised_by_gymnasium(name: str) -> None:
     envs = gym.make_vec(name, num_envs=2, vectorization_mode="sync")
     observations, _ = envs.reset(seed=5)
@@ -66,3 +72,10 @@ def test_vectorised_by_gymnasium(name: str) -> None:
     assert not (observations[0] == observations[1]).all()
     envs.step(envs.action_space.sample())
     envs.close()
+
+
+def test_two_parts_as_a_dict_pass_gymnasium() -> None:
+    """stable-baselines3 has no Dict actions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gym.make(JOINT, action_form="dict"), skip_render_check=True)

@@ -90,7 +90,7 @@ def test_a_policy_plays_like_its_rule(
     for policy in ("vllm-v1", Plain, Plain()):
         env = ClusterRoutingEnv(short_cluster, workload=small_traffic, engine_policy=policy)
         hashes.append(play(env, 4, np.random.default_rng(seed))[-1][2]["log_hash"])
-        policies = env._policies
+        policies = env._layer.policies
         assert len({id(p) for p in policies}) == 3
     assert hashes[0] == hashes[1] == hashes[2]
     assert all(policy.steps > 0 for policy in policies)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
+from synergy_gym.envs.cross_layer import CrossLayerEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.scenario import Scenario
+from synergy_gym.types import SLO
+from synergy_gym.workload.base import Workload, make_workload
 
 
 def play(env: Any, seed: int, *, fused: bool) -> list[Any]:
@@ -35,6 +39,27 @@ def test_both_ways_are_equal(
     assert play(env, seed, fused=True) == play(env, seed, fused=False)
 
 
+@pytest.mark.parametrize("action", ["full", "grid"])
+@pytest.mark.parametrize("scheduling", ["fcfs", "priority"])
+def test_every_form_of_action_is_compiled(
+    short_engine: Scenario, action: Any, scheduling: Any, seed: int
+) -> None:
+    def play_small(load: float, seed: int) -> Workload:
+        rng = np.random.default_rng(seed)
+        times, classes = np.sort(rng.integers(0, 10**9, 60)), rng.integers(0, 2, 60)
+        lengths = rng.integers(20, 900, 60), rng.integers(1, 40, 60)
+        return make_workload(times, *lengths, slo_class=classes, priority=rng.integers(0, 3, 60))
+
+    spec = replace(short_engine.engines[0], kv_blocks=160, scheduling=scheduling)
+    slos = (SLO("a", ttft_s=0.2), SLO("b", e2e_s=3.0))
+    scenario = replace(short_engine, engines=(spec,), slos=slos)
+    env = EngineBatchingEnv(scenario, workload=play_small, action=action)
+    env.reset(seed=3)
+    assert env._fused is not None
+    assert play(env, seed, fused=True) == play(env, seed, fused=False)
+    assert env._sim.records().preemptions.sum() > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "compiled"),
     [
@@ -55,7 +80,10 @@ def test_what_is_compiled(
 ) -> None:
     for env in (
         EngineBatchingEnv(short_engine, workload=small_traffic, **arguments),
+        EngineBatchingEnv(short_engine, workload=small_traffic, action="full", **arguments),
+        EngineBatchingEnv(short_engine, workload=small_traffic, action="grid", **arguments),
         ClusterRoutingEnv(short_cluster, workload=small_traffic, **arguments),
+        CrossLayerEnv(short_cluster, workload=small_traffic, **arguments),
     ):
         env.reset(seed=0)
         assert (env._fused is not None) == compiled
@@ -64,8 +92,10 @@ def test_what_is_compiled(
 
 def test_options_that_need_the_parts(short_engine: Scenario, failing_cluster: Scenario) -> None:
     for env in (
-        EngineBatchingEnv(short_engine, action="full"),
         EngineBatchingEnv(short_engine, shaping="waiting"),
+        CrossLayerEnv(failing_cluster),
+        CrossLayerEnv(failing_cluster, router_policy="round-robin"),
+        EngineBatchingEnv(short_engine, action="grid", shaping="waiting"),
         ClusterRoutingEnv(failing_cluster),
         ClusterRoutingEnv(failing_cluster, engine_policy="random"),
     ):

@@ -1,0 +1,426 @@
+"""Many environments, one compiled call: what both native vector environments share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from synergy_gym.envs.base import ServingEnv
+from synergy_gym.envs.fused_vector import (
+    VECTOR_ROW,
+    WHO_KERNEL,
+    WHO_NOBODY,
+    WHO_PYTHON,
+    write_row,
+)
+from synergy_gym.observation import Float32Array
+from synergy_gym.rewards import SLO_MET
+from synergy_gym.types import BoolArray, FloatArray, IntArray
+
+Seeds = int | Sequence[int | None] | None
+Infos = dict[str, Any]
+_INT64 = np.dtype(np.int64)
+
+
+@dataclass(slots=True)
+class Happened:
+    """What a sub-environment did in a step beside the ordinary."""
+
+    info: Infos
+    final_observation: Any = None
+    final_info: Infos | None = None
+
+
+@dataclass(slots=True)
+class VectorStep:
+    """One step of all sub-environments.
+
+    Attributes:
+        observations: float32 `(num_envs, size)`, flat form.
+        rewards: `(num_envs,)`.
+        truncated: `(num_envs,)`; episodes never terminate.
+        dt_s: simulated seconds of compiled steps, `(num_envs,)`.
+        iterations: iterations of compiled steps, where a decision lasts an interval.
+        happened: by sub-environment, those whose info is another than reward and `dt_s`: it
+            was reset, its episode ended, or its step was taken in Python.
+    """
+
+    observations: Float32Array
+    rewards: FloatArray
+    truncated: BoolArray
+    dt_s: FloatArray
+    iterations: IntArray
+    happened: dict[int, Happened] = field(default_factory=dict)
+
+
+class ServingVectorEnv(VectorEnv[Any, Any, Any]):
+    """Steps the simulators of many sub-environments in one compiled call.
+
+    Equal to `gymnasium.vector.SyncVectorEnv` over the same environments, bit for bit: values,
+    dtypes, infos, seeds and autoreset modes. What cannot be compiled (shaping, engines that go
+    down, Python engine policies, another backend) is stepped one by one, with equal results.
+
+    Args:
+        build: makes sub-environment i.
+        num_envs: how many.
+        autoreset_mode: `AutoresetMode` or its value.
+
+    Attributes:
+        envs: the sub-environments, as `build` made them. Look at them, but reset and step them
+            through the vector environment.
+
+    Raises:
+        ValueError: no sub-environment, an unknown mode, or spaces that differ.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[int], gym.Env[Any, Any]],
+        num_envs: int,
+        autoreset_mode: str | AutoresetMode,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs} must be at least 1")
+        self.num_envs = num_envs
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.envs = [build(i) for i in range(num_envs)]
+        first = self.envs[0]
+        self.metadata = {**first.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = first.render_mode
+        self.single_action_space = first.action_space
+        self.single_observation_space = first.observation_space
+        self._check_spaces()
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        core = self._core(0)
+        self.observation_layout = core.observation_layout
+        self._size = core.observation_layout.size
+        self._shape = self.action_space.shape or ()
+        self._parts = core.parts
+        self._table: IntArray = np.zeros((num_envs, VECTOR_ROW), np.int64)
+        self._rows = self._table.reshape(-1)
+        self._kept: list[tuple[Any, ...]] = [()] * num_envs
+        self._shown: Float32Array = np.zeros((num_envs, self._size), np.float32)
+        self._no_iterations: IntArray = np.zeros(0, np.int64)
+        self._all_compiled = False
+        self._begun = False
+
+    def _check_spaces(self) -> None:
+        for i, env in enumerate(self.envs):
+            for name in ("action_space", "observation_space"):
+                found, wanted = getattr(env, name), getattr(self.envs[0], name)
+                if found != wanted:
+                    raise ValueError(
+                        f"sub-environment {i} has {name} {found}, the first one {wanted}; join "
+                        "scenarios of one shape (engine grids fit engines with other limits), "
+                        "and make a vector environment for each shape"
+                    )
+
+    # -- resets ------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: Seeds = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, Infos]:
+        """Begin an episode in every sub-environment, or in those of a mask.
+
+        Args:
+            seed: `None`; one for the first, counted up for the others; or one each.
+            options: those of the single environment, for all; `reset_mask` (bool, one per
+                sub-environment) resets only where it is True.
+
+        Raises:
+            ValueError: too many or too few seeds, or a mask of another shape or without True.
+            TypeError: the mask is no array of booleans.
+        """
+        options = dict(options or {})
+        mask = _checked_mask(options.pop("reset_mask", None), self.num_envs)
+        seeds = _one_each(seed, self.num_envs)
+        infos: Infos = {}
+        for i in np.flatnonzero(mask).tolist():
+            infos = self._add_info(infos, self._begin(i, seeds[i], options or None), i)
+        self._begun = True
+        return self.shown(), infos
+
+    def _begin(self, i: int, seed: int | None, options: dict[str, Any] | None) -> Infos:
+        """Reset sub-environment i; its observation is in `_shown`."""
+        observation, info = self.envs[i].reset(seed=seed, options=options)
+        self._shown[i] = self._flat(observation)
+        self._enter(i)
+        return info
+
+    def _enter(self, i: int) -> None:
+        """Note who steps sub-environment i from now on."""
+        core = self._core(i)
+        who = WHO_PYTHON
+        arrays: tuple[Any, ...] = (self._control(i),)
+        if core.is_compiled:
+            who, arrays = WHO_KERNEL, (*arrays, core.arena, core.io)
+        write_row(self._table, i, who, *arrays)
+        self._kept[i] = arrays  # the table knows only addresses
+        self._all_compiled = bool((self._table[:, 0] == WHO_KERNEL).all())
+
+    # -- steps -------------------------------------------------------------------------
+
+    def step(self, actions: Any) -> tuple[Any, FloatArray, BoolArray, BoolArray, Infos]:
+        """Step every sub-environment.
+
+        Raises:
+            ValueError: an action that does not exist or is masked; the message names the
+                sub-environment, and nothing has happened in any of them.
+            gymnasium.error.ResetNeeded: before the first reset, or (autoreset disabled) an
+                episode has ended.
+        """
+        step = self.play(actions)
+        infos = self._infos(step) if step.happened else self._plain_infos(step)
+        observations = self.observed(step.observations)
+        terminated = np.zeros(self.num_envs, np.bool_)
+        return observations, step.rewards, terminated, step.truncated, infos
+
+    def play(self, actions: Any) -> VectorStep:
+        """`step` with the infos as they are, for adapters."""
+        n = self.num_envs
+        step = VectorStep(
+            np.empty((n, self._size), np.float32),
+            np.empty(n),
+            np.empty(n, np.bool_),
+            np.empty(n),
+            self._iterations(),
+        )
+        numbers = self._numbers(actions)
+        if not self._all_compiled:
+            self._check_python(numbers)
+        ended = self._stepped(numbers, step)
+        if ended or not self._all_compiled:
+            self._rest(numbers, step)
+        return step
+
+    def _numbers(self, actions: Any) -> IntArray:
+        """Actions as the compiled call needs them: int64, contiguous, of the space's shape."""
+        numbers = actions
+        if type(actions) is not np.ndarray or actions.dtype is not _INT64:
+            numbers = np.asarray(actions)
+            if numbers.dtype.kind not in "iu":
+                raise ValueError(f"actions must be integers, they are {numbers.dtype}")
+            numbers = numbers.astype(np.int64)
+        if numbers.shape != self._shape:
+            raise ValueError(f"actions have shape {numbers.shape}, they need {self._shape}")
+        return numbers if numbers.flags.c_contiguous else np.ascontiguousarray(numbers)
+
+    def _stepped(self, numbers: IntArray, step: VectorStep) -> int:
+        ended = self._call(numbers, step)
+        if ended < 0:
+            i = -1 - ended
+            action = numbers[i].tolist()
+            what = f"action {action} is outside {self.single_action_space}"
+            raise ValueError(f"sub-environment {i}: {what}")
+        return ended
+
+    def _check_python(self, numbers: IntArray) -> None:
+        """What the compiled call cannot check: missing resets and masked actions."""
+        if not self._begun:
+            raise gym.error.ResetNeeded("step() was called before reset(); call reset()")
+        who = self._table[:, 0]
+        over = np.flatnonzero(who == WHO_NOBODY).tolist()
+        if over and self.autoreset_mode == AutoresetMode.DISABLED:
+            raise gym.error.ResetNeeded(
+                f"the episodes of sub-environments {over} have ended; call "
+                'reset(options={"reset_mask": ...}) with True there'
+            )
+        for i in np.flatnonzero(who == WHO_PYTHON).tolist():
+            try:
+                self._core(i).check_action(numbers[i])
+            except ValueError as error:
+                raise ValueError(f"sub-environment {i}: {error}") from error
+
+    def _rest(self, numbers: IntArray, step: VectorStep) -> None:
+        """Everything but plain compiled steps: resets, ends, steps in Python."""
+        who = self._table[:, 0].copy()
+        for i in np.flatnonzero(step.truncated | (who != WHO_KERNEL)).tolist():
+            if who[i] == WHO_NOBODY:
+                step.happened[i] = Happened(self._begin(i, None, None))
+            else:
+                self._step_one(i, numbers, step, compiled=who[i] == WHO_KERNEL)
+            step.observations[i] = self._shown[i]
+
+    def _step_one(self, i: int, numbers: IntArray, step: VectorStep, *, compiled: bool) -> None:
+        """Sub-environment i: the end of a compiled episode, or a step in Python."""
+        if compiled:
+            observation, reward, info = self._core(i).end_compiled()
+            info = self._ended_info(info, step, i)
+            truncated = True
+            self._shown[i] = observation
+        else:
+            returned, paid, _, truncated, info = self.envs[i].step(numbers[i])
+            reward = float(paid)
+            self._shown[i] = self._flat(returned)
+        step.rewards[i], step.truncated[i] = reward, truncated
+        step.happened[i] = Happened(info)
+        if truncated:
+            self._table[i, 0] = WHO_NOBODY
+            self._all_compiled = False
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
+                final = self._observation_of(self._shown[i].copy())
+                step.happened[i] = Happened(self._begin(i, None, None), final, info)
+
+    def _ended_info(self, info: Infos, step: VectorStep, i: int) -> Infos:
+        """The last info of a compiled episode."""
+        if len(step.iterations):
+            info["iterations"] = int(step.iterations[i])
+        return info
+
+    # -- infos and observations --------------------------------------------------------
+
+    def _infos(self, step: VectorStep) -> Infos:
+        """As Gymnasium's vector environments give them: arrays, and `_key` where present."""
+        infos: Infos = {}
+        if len(step.happened) < self.num_envs:
+            infos = self._plain_infos(step)
+        for i, happened in sorted(step.happened.items()):
+            if happened.final_info is not None:
+                final = {"final_obs": happened.final_observation, "final_info": happened.final_info}
+                infos = self._add_info(infos, final, i)
+            infos = self._add_info(infos, happened.info, i)
+        return infos
+
+    def _plain_infos(self, step: VectorStep) -> Infos:
+        masks = np.ones((4, self.num_envs), np.bool_)
+        rewards = step.rewards.copy()
+        if step.happened:
+            special = list(step.happened)
+            masks[:, special] = False
+            rewards[special] = 0.0
+            step.dt_s[special] = 0.0
+        infos = {
+            "dt_s": step.dt_s,
+            "_dt_s": masks[0],
+            "reward_terms": {SLO_MET: rewards, "_" + SLO_MET: masks[1]},
+            "_reward_terms": masks[2],
+        }
+        if len(step.iterations):
+            infos["iterations"], infos["_iterations"] = step.iterations, masks[3]
+            if step.happened:
+                step.iterations[special] = 0
+        return infos
+
+    def _flat(self, observation: Any) -> Any:
+        if self._parts is None:
+            return observation
+        flat: Float32Array = np.empty(self._size, np.float32)
+        for name, part in self._parts.items():
+            flat[part] = observation[name]
+        return flat
+
+    def _observation_of(self, flat: Float32Array) -> Any:
+        """The observation of one sub-environment from its flat form."""
+        if self._parts is None:
+            return flat
+        return {name: flat[part].copy() for name, part in self._parts.items()}
+
+    def observed(self, flat: Float32Array) -> Any:
+        """The observations of all sub-environments from their flat form."""
+        if self._parts is None:
+            return flat
+        return {name: flat[:, part].copy() for name, part in self._parts.items()}
+
+    def shown(self) -> Any:
+        """The present observations."""
+        for i in np.flatnonzero(self._table[:, 0] == WHO_KERNEL).tolist():
+            io = self._core(i).io
+            assert io is not None
+            self._shown[i] = io[len(io) - self._size :]  # compiled steps leave it there
+        return self.observed(self._shown.copy())
+
+    # -- the rest of the interface -----------------------------------------------------
+
+    def action_masks(self) -> BoolArray:
+        """Legal actions of every sub-environment, `(num_envs, actions)`."""
+        return np.stack(self.call("action_masks"))
+
+    @property  # type: ignore[misc]  # Gymnasium's has a setter
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generators of the sub-environments."""
+        return self.get_attr("np_random")
+
+    @property
+    def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
+        """The seeds that these generators were made from."""
+        return self.get_attr("np_random_seed")
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every sub-environment, or read an attribute."""
+        found = [env.get_wrapper_attr(name) for env in self.envs]
+        return tuple(value(*args, **kwargs) if callable(value) else value for value in found)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of every sub-environment."""
+        return self.call(name)
+
+    def render(self) -> tuple[Any, ...]:
+        """What every sub-environment draws."""
+        return tuple(env.render() for env in self.envs)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the sub-environments."""
+        for env in self.envs:
+            env.close()
+
+    def _core(self, i: int) -> ServingEnv:
+        core: ServingEnv = cast(Any, self.envs[i].unwrapped)
+        return core
+
+    def _iterations(self) -> IntArray:
+        """Room for the iterations of each step, empty where a step is always one."""
+        return self._no_iterations
+
+    @abstractmethod
+    def _control(self, i: int) -> IntArray:
+        """The control vector of sub-environment i."""
+
+    @abstractmethod
+    def _call(self, numbers: IntArray, step: VectorStep) -> int:
+        """The compiled call; see `fused_vector`."""
+
+
+def _one_each(seed: Seeds, count: int) -> list[int | None]:
+    if seed is None:
+        return [None] * count
+    if isinstance(seed, int | np.integer):
+        return [int(seed) + i for i in range(count)]
+    if len(seed) != count:
+        raise ValueError(f"{len(seed)} seeds for {count} sub-environments; give one each")
+    return list(seed)
+
+
+def _checked_mask(mask: Any, count: int) -> BoolArray:
+    if mask is None:
+        return np.ones(count, np.bool_)
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        raise TypeError(f"reset_mask must be an array of booleans, it is {mask!r}")
+    if mask.shape != (count,) or not mask.any():
+        raise ValueError(
+            f"reset_mask has shape {mask.shape} and {int(mask.sum())} True; give one value per "
+            f"sub-environment ({count}), and at least one True"
+        )
+    return mask
+
+
+def spread(name: str, value: Any, count: int) -> list[Any]:
+    """A value for every sub-environment: a list has one each, anything else is for all.
+
+    Raises:
+        ValueError: a list of another length.
+    """
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(
+            f"{name} lists {len(value)} values for {count} sub-environments; give one each"
+        )
+    return list(value)
