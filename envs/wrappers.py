@@ -87,16 +87,21 @@ class RerouteIllegal(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step with a legal action, and count replacements."""
-        legal = self._legal(int(action))
-        rerouted = legal != int(action)
-        self.rerouted_total += rerouted
+        legal = rerouted(int(action), self.env.get_wrapper_attr("action_masks")())
+        replaced = legal != int(action)
+        self.rerouted_total += replaced
         observation, reward, terminated, truncated, info = self.env.step(legal)
-        info["rerouted"] = rerouted
+        info["rerouted"] = replaced
         info["rerouted_total"] = self.rerouted_total
         return observation, reward, terminated, truncated, info
 
-    def _legal(self, action: int) -> int:
-        mask = np.asarray(self.env.get_wrapper_attr("action_masks")(), np.bool_)
-        if not 0 <= action < len(mask) or not mask.any():
-            return action
-        return (action + int(np.roll(mask, -action).argmax())) % len(mask)
+
+def rerouted(action: int, mask: Any) -> int:
+    """The first legal action from `action` on, cyclically; itself if none is or it does not exist.
+
+    `mask` is True (or 1) where an action is legal.
+    """
+    legal = np.asarray(mask, np.bool_)
+    if not 0 <= action < len(legal) or not legal.any():
+        return action
+    return (action + int(np.roll(legal, -action).argmax())) % len(legal)

@@ -47,9 +47,12 @@ ARROWS: dict[str, set[str]] = {
 
 # Libraries that no module may load when it is imported, and the rooms that are excused.
 LAZY = {
-    "torch": set(),
-    "stable_baselines3": set(),
-    "sb3_contrib": set(),
+    "torch": {
+        "learning.sb3_",
+        "learning.authors_dqn",
+    },  # these modules are loaded by a training only
+    "stable_baselines3": {"learning.sb3_", "envs.sb3"},  # loaded on demand
+    "sb3_contrib": {"learning.sb3_"},
     "ray": set(),
     "vllm": {"live.scheduler"},  # subclasses vLLM's scheduler; loaded by vLLM or on demand
     "httpx": set(),
@@ -58,7 +61,7 @@ LAZY = {
     "prometheus_client": set(),
     "matplotlib": {"evaluation"},
     "pandas": {"evaluation"},
-    "pettingzoo": set(),
+    "pettingzoo": {"envs.pettingzoo"},  # subclasses its environments; loaded by who asks for it
     "optuna": set(),
 }
 POLICY_LIBRARIES = {"numpy", "numba"}

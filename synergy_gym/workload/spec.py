@@ -113,3 +113,17 @@ class TrafficSpec:
     replay: ReplaySpec | None = None
     slo_mix: tuple[float, ...] = (1.0,)
     priorities: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficMix(TrafficSpec):
+    """Several kinds of traffic at once, e.g. chat and code on the same engines.
+
+    Each part arrives by itself, at its share of the rate. The fields of `TrafficSpec` are those
+    of the parts; what stands in them here is not used.
+
+    Attributes:
+        parts: (share of the rate, traffic), shares > 0 with sum 1; open loop.
+    """
+
+    parts: tuple[tuple[float, TrafficSpec], ...] = ()

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from synergy_gym.seeding import stream
+from synergy_gym.seeding import stream, stream_seed
 from synergy_gym.types import FloatArray, IntArray
 from synergy_gym.workload.arrivals import draw_arrivals
 from synergy_gym.workload.base import Workload, make_workload
 from synergy_gym.workload.lengths import draw_pairs
+from synergy_gym.workload.merge import merged
 from synergy_gym.workload.presets import PRESETS
 from synergy_gym.workload.replay import resend
 from synergy_gym.workload.sessions import Talk, session_workload
@@ -19,6 +20,7 @@ from synergy_gym.workload.spec import (
     LengthSpec,
     ReplaySpec,
     SessionSpec,
+    TrafficMix,
     TrafficSpec,
 )
 
@@ -27,6 +29,7 @@ __all__ = [
     "LengthSpec",
     "ReplaySpec",
     "SessionSpec",
+    "TrafficMix",
     "TrafficSpec",
     "build_workload",
     "resolve",
@@ -58,6 +61,8 @@ def build_workload(spec: TrafficSpec, rate_rps: float, horizon_s: float, seed: i
     Raises:
         ValueError: the spec is incomplete, names something unknown, or is out of range.
     """
+    if isinstance(spec, TrafficMix):
+        return _mixed(spec, rate_rps, horizon_s, seed)
     full = resolve(spec)
 
     def log(span_s: float) -> tuple[Workload, FloatArray]:
@@ -66,6 +71,18 @@ def build_workload(spec: TrafficSpec, rate_rps: float, horizon_s: float, seed: i
     if full.replay is None:
         return _with_classes(*log(horizon_s), full)
     return _with_classes(*resend(full.replay, log, rate_rps, horizon_s, seed), full)
+
+
+def _mixed(mix: TrafficMix, rate_rps: float, horizon_s: float, seed: int) -> Workload:
+    shares = [share for share, _ in mix.parts]
+    if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+        raise ValueError(f"a traffic mix has shares {shares}; give shares > 0 that sum to 1")
+    return merged(
+        [
+            build_workload(part, rate_rps * share, horizon_s, stream_seed(seed, "content", 1 + i))
+            for i, (share, part) in enumerate(mix.parts)
+        ]
+    )
 
 
 def resolve(spec: TrafficSpec) -> TrafficSpec:

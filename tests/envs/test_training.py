@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
+from synergy_gym.envs.cross_layer import CrossLayerEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
+from synergy_gym.envs.one_layer import OneLayer
 from synergy_gym.envs.wrappers import RerouteIllegal, SemiMarkovDiscount
 from synergy_gym.scenario import Scenario
 
@@ -38,3 +40,26 @@ def test_maskable_ppo_never_meets_an_engine_that_is_down(
     env = ClusterRoutingEnv(failing_cluster, workload=small_traffic)
     model = contrib.MaskablePPO("MlpPolicy", env, seed=1, **SMALL).learn(64)
     assert model.num_timesteps == 64
+
+
+def test_maskable_ppo_on_both_layers(failing_cluster: Scenario, small_traffic: Any) -> None:
+    contrib = pytest.importorskip("sb3_contrib", reason="extra rl")
+    env = CrossLayerEnv(failing_cluster, workload=small_traffic)
+    model = contrib.MaskablePPO("MlpPolicy", env, seed=1, **SMALL).learn(64)
+    assert model.num_timesteps == 64
+
+
+def test_layers_learn_in_turn(failing_cluster: Scenario, small_traffic: Any) -> None:
+    """Each against the other's present network."""
+    contrib = pytest.importorskip("sb3_contrib", reason="extra rl")
+    world = CrossLayerEnv(failing_cluster, workload=small_traffic)
+    router_env = OneLayer(world, "router", lambda observation, info: [8, 4, 0, 0])
+    router = contrib.MaskablePPO("MlpPolicy", router_env, seed=1, **SMALL).learn(16)
+
+    def route(observation: Any, info: dict[str, Any]) -> Any:
+        mask = info.get("action_mask", [None])[0]
+        return router.predict(observation, action_masks=mask, deterministic=True)[0]
+
+    engine_env = OneLayer(world, "engine", route)
+    engine = contrib.MaskablePPO("MlpPolicy", engine_env, seed=1, **SMALL).learn(32)
+    assert (router.num_timesteps, engine.num_timesteps) == (16, 32)
