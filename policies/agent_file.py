@@ -15,13 +15,17 @@ An `.npz` file holds float32 arrays and `meta`, a JSON text. Agents of this pack
 | `interval_s`    | shortest time between two decisions; 0: each decision point         |
 | `head`          | "multidiscrete" or "discrete" (engines: how logits name a cell)     |
 | `grid`          | engines: the `EngineGrid`                                           |
+| `observer`      | engines: "engine" (default) or "authors" (`authors_state`)          |
+| `rows`          | network `attention`: requests per queue                             |
 | `training`      | how it was made: command, seeds, steps, scores                      |
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,21 +102,27 @@ def save_agent(path: str | Path, agent: Agent) -> None:
         AgentError: the description is incomplete, or the file would be larger than 1 MB.
     """
     _check(agent, str(path))
-    entries: dict[str, Any] = {_META: np.array(json.dumps(dict(agent.meta), sort_keys=True))}
-    entries |= {name: agent.arrays[name].astype(np.float32) for name in sorted(agent.arrays)}
-    size = sum(array.nbytes for array in entries.values())
-    if size > MAX_BYTES:
+    content = _packed(agent)
+    if len(content) > MAX_BYTES:
         raise AgentError(
-            f"{path}: {size} bytes; an agent may have {MAX_BYTES}, train a smaller one"
+            f"{path}: {len(content)} bytes; an agent may have {MAX_BYTES}, train a smaller one"
         )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+    target.write_bytes(content)
+
+
+def _packed(agent: Agent) -> bytes:
+    entries: dict[str, Any] = {_META: np.array(json.dumps(dict(agent.meta), sort_keys=True))}
+    entries |= {name: agent.arrays[name] for name in sorted(agent.arrays)}
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
         for name, array in entries.items():
             # A fixed date: the bytes of a zip file hold one, and training twice must agree.
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(info, "w") as file:
                 np.save(file, array, allow_pickle=False)
+    return content.getvalue()
 
 
 def load_agent(source: str | Path, kind: Kind | None = None) -> Agent:
@@ -129,7 +139,7 @@ def load_agent(source: str | Path, kind: Kind | None = None) -> Agent:
     agent = _read(path)
     _check(agent, str(path))
     if kind is not None and agent.kind != kind:
-        raise AgentError(f"agent {agent.name!r} ({path}) decides for a {agent.kind}, not a {kind}")
+        raise AgentError(f"agent {agent.name!r} ({path}) decides for {agent.kind}s, not {kind}s")
     return agent
 
 
@@ -162,12 +172,18 @@ def find_agent(source: str | Path) -> Path:
 
 def _read(path: Path) -> Agent:
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_BYTES:  # a small file can be packed from a large one
+            raise AgentError(f"{path}: {size} bytes unpacked; an agent has at most {MAX_BYTES}")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays.pop(_META)))
     except KeyError:
         raise AgentError(f"{path}: no entry 'meta'; this is no agent file") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except AgentError:
+        raise
+    except (OSError, ValueError, MemoryError, zipfile.BadZipFile, EOFError) as error:
         raise AgentError(
             f"{path}: cannot be read as an agent ({error}); export it again"
         ) from error
@@ -179,10 +195,17 @@ def _check(agent: Agent, where: str) -> None:
     if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
         raise AgentError(f"{where}: format must be {FORMAT}; export the agent with this version")
     for name, kind in _NEEDED.items():
-        if not isinstance(meta.get(name), kind):  # type: ignore[arg-type]
+        value = meta.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):  # type: ignore[arg-type]
             raise AgentError(f"{where}: entry {name!r} of meta is {meta.get(name)!r}")
     if meta["kind"] not in ("engine", "router"):
         raise AgentError(f"{where}: kind {meta['kind']!r} is neither 'engine' nor 'router'")
+    if not all(isinstance(name, str) for name in meta["features"]) or meta["frames"] < 1:
+        raise AgentError(f"{where}: features must be names, and frames at least 1")
+    if not 0 <= meta["interval_s"] < float("inf"):
+        raise AgentError(f"{where}: interval_s {meta['interval_s']} must be 0 or more seconds")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", meta["name"]):
+        raise AgentError(f"{where}: name {meta['name']!r}: use letters, digits, '.', '_' and '-'")
     for name, array in agent.arrays.items():
         if array.dtype != np.float32 or not np.isfinite(array).all():
             raise AgentError(f"{where}: weights {name!r} must be finite float32 numbers")

@@ -6,8 +6,10 @@ Written `agent:NAME` or `agent:FILE.npz` wherever a policy is named.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,24 +23,45 @@ from synergy_gym.features import (
     EngineFeatures,
     RouterFeatures,
 )
-from synergy_gym.observation import Float32Array
+from synergy_gym.observation import Float32Array, ObservationLayout
 from synergy_gym.policies.agent_file import Agent, AgentError, load_agent
+from synergy_gym.policies.authors_state import AUTHORS_GROUPS, AuthorsState
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy
+from synergy_gym.policies.forecast import BLOCK_SLOTS, NUM_BLOCK_FEATURES, ForecastFeatures
 from synergy_gym.policies.networks import network
 from synergy_gym.policies.registry import AGENT_PREFIX
 from synergy_gym.types import (
     SLO,
     BatchDecision,
     ClusterView,
+    CompletionView,
     EngineSpec,
     EngineView,
     RequestView,
 )
 
-ENGINE_FEATURES = [f"{group.name}.{slot.name}" for group in ENGINE_GROUPS for slot in group.slots]
+ENGINE_FEATURES = ObservationLayout(ENGINE_GROUPS).names()
 """Names of the numbers that an engine agent observes."""
 SCORER_FEATURES = [slot.name for slot in (*ROUTER_SLOTS, *REQUEST_SLOTS)]
 """Names of the numbers that a `scorer` observes per engine: its block, then the request."""
+FORECAST_FEATURES = [slot.name for slot in (*BLOCK_SLOTS, *REQUEST_SLOTS)]
+"""Likewise, of a `scorer` whose blocks hold forecasts (`policies.forecast`)."""
+
+
+class EngineObserver(Protocol):
+    """Turns the views of one engine, in order, into observations."""
+
+    def __call__(self, view: EngineView, /) -> Float32Array:
+        """The observation of this moment."""
+
+
+_OBSERVERS: Mapping[
+    str, tuple[Callable[[EngineSpec, Sequence[SLO]], EngineObserver], list[str]]
+] = {
+    "engine": (EngineFeatures, ENGINE_FEATURES),
+    "authors": (AuthorsState, ObservationLayout(AUTHORS_GROUPS).names()),
+}
+"""By the entry `observer` of an engine agent: what observes, and the names of its numbers."""
 
 
 @dataclass
@@ -56,10 +79,16 @@ class LearnedEngine(EnginePolicy):
         """Read and check the file."""
         self.agent = load_agent(self.file, "engine")
         meta = self.agent.meta
-        _check_features(self.agent, ENGINE_FEATURES)
+        observer = meta.get("observer", "engine")
+        if observer not in _OBSERVERS:
+            raise AgentError(
+                f"agent {self.agent.name!r}: observer {observer!r} is none of {[*_OBSERVERS]}"
+            )
+        self._observer, names = _OBSERVERS[observer]
+        _check_features(self.agent, names)
         self._network = network(self.agent)
-        self._grid = EngineGrid.from_dict(meta.get("grid", {}))
-        self._head = meta.get("head", "multidiscrete")
+        self._grid = _grid(self.agent)
+        self._head = _head(self.agent, self._grid, self._network.outputs)
         self._frames = int(meta["frames"])
         self._interval_s = float(meta["interval_s"])
 
@@ -74,7 +103,7 @@ class LearnedEngine(EnginePolicy):
 
     def reset(self, rng: np.random.Generator, spec: EngineSpec, slos: tuple[SLO, ...]) -> None:
         """Forget past observations."""
-        self._features = EngineFeatures(spec, slos)
+        self._observe_now = self._observer(spec, slos)
         self._stack: Float32Array | None = None
         self._indices: tuple[int, ...] = ()
         self._until_s = -np.inf
@@ -87,7 +116,7 @@ class LearnedEngine(EnginePolicy):
         return self._grid.decide(self._indices, engine)
 
     def _observe(self, engine: EngineView) -> Float32Array:
-        now = self._features(engine)
+        now = self._observe_now(engine)
         if self._frames == 1:
             return now
         if self._stack is None:  # as Gymnasium's FrameStackObservation pads: with the first
@@ -120,9 +149,15 @@ class LearnedRouter(RouterPolicy):
     def __post_init__(self) -> None:
         """Read and check the file."""
         self.agent = load_agent(self.file, "router")
+        if self.agent.meta["frames"] != 1 or self.agent.meta["interval_s"]:
+            raise AgentError(
+                f"agent {self.agent.name!r}: a router decides for every request on one frame; "
+                "frames must be 1 and interval_s 0"
+            )
         self._network = network(self.agent)
-        self._scores = self.agent.meta["network"] == "scorer"
-        if self._scores:
+        self._scores = self._network.outputs is None
+        self._forecasts = self._scores and self.agent.meta["features"] == FORECAST_FEATURES
+        if self._scores and not self._forecasts:
             _check_features(self.agent, SCORER_FEATURES)
 
     @property
@@ -142,34 +177,76 @@ class LearnedRouter(RouterPolicy):
         Raises:
             AgentError: the network was made for another number of engines.
         """
-        self._features = RouterFeatures(engines, slos)
+        made = ForecastFeatures if self._forecasts else RouterFeatures
+        self._features = made(engines, slos)
         if not self._scores:
             _check_features(self.agent, self._features.layout.names())
+            if self._network.outputs != len(engines):
+                raise AgentError(
+                    f"agent {self.agent.name!r} chooses among {self._network.outputs} engines, "
+                    f"there are {len(engines)}; train one for this cluster, or a scorer"
+                )
+
+    def observe(self, completion: CompletionView) -> None:
+        """Forecasts learn from requests that have left."""
+        if isinstance(self._features, ForecastFeatures):
+            self._features.observe(completion)
 
     def route(self, request: RequestView, cluster: ClusterView) -> int:
         """The engine that is up and has the largest score."""
-        observation = self._features(request, cluster)
-        x = engine_rows(observation) if self._scores else observation
-        return cluster.argmax(self._network(x, cluster.alive))
+        features = self._features
+        observation = features(request, cluster)
+        block = NUM_BLOCK_FEATURES if self._forecasts else NUM_ROUTER_FEATURES
+        x = engine_rows(observation, block) if self._scores else observation
+        choice = cluster.argmax(self._network(x, cluster.alive))
+        if isinstance(features, ForecastFeatures):
+            features.sent(choice)
+        return choice
 
 
-def engine_rows(observation: Float32Array) -> Float32Array:
-    """`(engines, 31)`: the block of each engine and then the request, from a flat observation.
+def engine_rows(observation: Float32Array, block: int = NUM_ROUTER_FEATURES) -> Float32Array:
+    """`(engines, block + 10)`: the block of each engine and then the request.
 
-    Leading axes are kept: `(n, size)` gives `(n, engines, 31)`.
+    Leading axes are kept: flat observations `(n, size)` give `(n, engines, block + 10)`.
     """
     request = observation[..., None, :NUM_REQUEST_FEATURES]
-    shape = (*observation.shape[:-1], -1, NUM_ROUTER_FEATURES)
+    shape = (*observation.shape[:-1], -1, block)
     blocks = observation[..., NUM_REQUEST_FEATURES:].reshape(shape)
     wide = np.broadcast_to(request, (*blocks.shape[:-1], NUM_REQUEST_FEATURES))
     return np.concatenate([blocks, wide], axis=-1)
+
+
+def _grid(agent: Agent) -> EngineGrid:
+    try:
+        grid = EngineGrid.from_dict(agent.meta.get("grid") or {})
+    except ValueError as error:
+        raise AgentError(f"agent {agent.name!r}: {error}; export it again") from error
+    if not grid.shape:
+        raise AgentError(f"agent {agent.name!r}: its grid has one cell, so nothing is decided")
+    return grid
+
+
+def _head(agent: Agent, grid: EngineGrid, outputs: int | None) -> str:
+    """How its outputs name a cell of the grid."""
+    head = str(agent.meta.get("head", "multidiscrete"))
+    needed = {"multidiscrete": sum(grid.shape), "discrete": prod(grid.shape)}
+    if head not in needed:
+        raise AgentError(f"agent {agent.name!r}: head {head!r} is none of {[*needed]}")
+    if outputs != needed[head]:
+        raise AgentError(
+            f"agent {agent.name!r}: its network gives {outputs} numbers, a {head} head over a grid "
+            f"of {grid.shape} needs {needed[head]}; export it again"
+        )
+    return head
 
 
 def _check_features(agent: Agent, names: list[str]) -> None:
     given: Any = agent.meta["features"]
     if given != names:
         wrong = [pair for pair in zip(given, names, strict=False) if pair[0] != pair[1]][:1]
-        what = f"first difference {wrong[0]}" if wrong else f"{len(given)} of {len(names)}"
+        what = f"{len(given)} of {len(names)} numbers"
+        if wrong:
+            what = f"the first difference is {wrong[0][0]!r} instead of {wrong[0][1]!r}"
         raise AgentError(
             f"agent {agent.name!r} was trained on other observations ({what}); train it again"
         )

@@ -2,26 +2,31 @@
 
 `network(agent)` finds the one that an agent names and checks the shapes of its weights.
 
-| network  | input                                                    | output                   |
-|----------|----------------------------------------------------------|--------------------------|
-| `mlp`    | `(n,)`: the observation                                  | `(m,)`: logits or values |
-| `scorer` | `(engines, b + r)`: block of an engine, request; a mask  | `(engines,)`: scores     |
+| network     | input                                                   | output                   |
+|-------------|---------------------------------------------------------|--------------------------|
+| `mlp`       | `(n,)`: the observation                                 | `(m,)`: logits or values |
+| `scorer`    | `(engines, b + r)`: block of an engine, request; a mask | `(engines,)`: scores     |
+| `attention` | `(n,)`: globals, two queues of requests, their masks    | `(m,)`: logits or values |
+
+Weights are float32 on disk and float64 in a pass: how a machine's BLAS orders its sums then
+moves an output by 1e-15 instead of 1e-7, and an episode replays alike on another machine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from synergy_gym.observation import Float32Array
 from synergy_gym.policies.agent_file import Agent, AgentError
-from synergy_gym.types import BoolArray
+from synergy_gym.types import BoolArray, FloatArray
 
-ACTIVATIONS: Mapping[str, Callable[[Float32Array], Float32Array]] = {
+Activation = Callable[[FloatArray], FloatArray]
+ACTIVATIONS: Mapping[str, Activation] = {
     "tanh": np.tanh,
-    "relu": lambda x: np.maximum(x, np.float32(0)),
+    "relu": lambda x: np.maximum(x, 0.0),
 }
 """Activations by name."""
 
@@ -29,7 +34,15 @@ ACTIVATIONS: Mapping[str, Callable[[Float32Array], Float32Array]] = {
 class Network(Protocol):
     """Something that turns an observation into logits, values or scores."""
 
-    def __call__(self, x: Float32Array, mask: BoolArray | None = None) -> Float32Array:
+    @property
+    def inputs(self) -> int:
+        """How many numbers a row of its input has."""
+
+    @property
+    def outputs(self) -> int | None:
+        """How many numbers it gives; `None`: one per row."""
+
+    def __call__(self, x: Float32Array, mask: BoolArray | None = None) -> FloatArray:
         """The output; see the table of the module."""
 
 
@@ -37,12 +50,19 @@ def network(agent: Agent) -> Network:
     """The network of an agent.
 
     Raises:
-        AgentError: an unknown network or activation, or weights that do not fit together.
+        AgentError: an unknown network or activation, or weights that do not fit together or do
+            not take what the agent observes.
     """
     name = agent.meta["network"]
     if name not in _NETWORKS:
         raise AgentError(f"agent {agent.name!r}: network {name!r} is none of {sorted(_NETWORKS)}")
-    made: Network = _NETWORKS[name](agent)
+    made = _NETWORKS[name](agent)
+    observed = len(agent.meta["features"]) * agent.meta["frames"]
+    if made.inputs != observed:
+        raise AgentError(
+            f"agent {agent.name!r}: its network takes {made.inputs} numbers, its features and "
+            f"frames give {observed}; export it again"
+        )
     return made
 
 
@@ -54,18 +74,14 @@ class Mlp:
     """
 
     def __init__(self, agent: Agent) -> None:
-        self.activate = _activation(agent)
-        self.normalise = Normaliser(agent.arrays)
-        self.layers = layers(agent, "")
+        self.normalise = Normaliser(agent)
+        self.dense = Dense(layers(agent, ""), _activation(agent))
+        self.inputs, self.outputs = self.dense.inputs, self.dense.outputs
+        self.normalise.check(self.inputs)
 
-    def __call__(self, x: Float32Array, mask: BoolArray | None = None) -> Float32Array:
+    def __call__(self, x: Float32Array, mask: BoolArray | None = None) -> FloatArray:
         """Logits or values, `(m,)`, of the observation `(n,)`."""
-        x = self.normalise(x)
-        for weight, bias in self.layers[:-1]:
-            x = self.activate(weight @ x + bias)
-        weight, bias = self.layers[-1]
-        result: Float32Array = weight @ x + bias
-        return result
+        return self.dense(self.normalise(x))
 
 
 class Scorer:
@@ -76,48 +92,148 @@ class Scorer:
     NIPS 2017).
     """
 
+    outputs = None
+
     def __init__(self, agent: Agent) -> None:
         self.activate = _activation(agent)
-        self.normalise = Normaliser(agent.arrays)
+        self.normalise = Normaliser(agent)
         found = layers(agent, "", linked=False)
         if len(found) != 3:
             raise AgentError(f"agent {agent.name!r}: a scorer has 3 layers, not {len(found)}")
         self.encoder, self.mixer, self.head = found
-        width = self.encoder[0].shape[0]
+        width, self.inputs = self.encoder[0].shape
         if self.mixer[0].shape[1] != 2 * width or self.head[0].shape != (1, len(self.mixer[1])):
             raise AgentError(f"agent {agent.name!r}: the weights of a scorer do not fit together")
+        self.normalise.check(self.inputs)
 
-    def __call__(self, x: Float32Array, mask: BoolArray | None = None) -> Float32Array:
+    def __call__(self, x: Float32Array, mask: BoolArray | None = None) -> FloatArray:
         """Scores `(engines,)` of the rows of `x`; -inf where `mask` is False."""
         up = np.ones(len(x), np.bool_) if mask is None else mask
         h = self.activate(self.normalise(x) @ self.encoder[0].T + self.encoder[1])
         mean = h[up].mean(axis=0, keepdims=True) if up.any() else np.zeros_like(h[:1])
         both = np.concatenate([h, np.repeat(mean, len(h), axis=0)], axis=1)
         z = self.activate(both @ self.mixer[0].T + self.mixer[1])
-        scores: Float32Array = (z @ self.head[0].T + self.head[1])[:, 0]
-        return np.where(up, scores, np.float32(-np.inf))
+        scores: FloatArray = (z @ self.head[0].T + self.head[1])[:, 0]
+        return np.where(up, scores, -np.inf)
+
+
+class Attention:
+    """Two queues of requests, each pooled by attention, beside global numbers.
+
+    Every request of a queue is encoded, e_i = act(V2 act(V1 x_i)), and weighed by the softmax of
+    v e_i over the requests that are there; [globals, pooled waiting, pooled running] goes through
+    dense layers. The input is globals, waiting rows, running rows, waiting mask, running mask
+    (1: there is such a request). Arrays: `waiting_w0`.. and `running_w0`.. encode,
+    `waiting_score_w0` and `running_score_w0` weigh, `w0`.. follow; the entry `rows` of the
+    agent's description is the length of each queue.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self.waiting, self.running = (Pool(agent, name) for name in ("waiting", "running"))
+        self.dense = Dense(layers(agent, ""), _activation(agent))
+        self.outputs = self.dense.outputs
+        self.num_globals = self.dense.inputs - self.waiting.outputs - self.running.outputs
+        pools = (self.waiting, self.running)
+        parts = [self.num_globals, *(p.rows * p.inputs for p in pools), *(p.rows for p in pools)]
+        if self.num_globals < 0:
+            raise AgentError(f"agent {agent.name!r}: `w0` is too narrow for its two queues")
+        self.inputs = sum(parts)
+        self._cuts = np.cumsum(parts)[:-1]
+
+    def __call__(self, x: Float32Array, mask: BoolArray | None = None) -> FloatArray:
+        """Logits or values, `(m,)`, of the observation `(n,)`."""
+        world, waiting, running, waits, runs = np.split(x.astype(np.float64), self._cuts)
+        return self.dense(
+            np.concatenate([world, self.waiting(waiting, waits), self.running(running, runs)])
+        )
+
+
+class Pool:
+    """One queue of requests as one vector; see `Attention`."""
+
+    def __init__(self, agent: Agent, name: str) -> None:
+        activate = _activation(agent)
+        self.encode = Dense(layers(agent, f"{name}_"), activate)
+        self.score = Dense(layers(agent, f"{name}_score_"), activate)
+        self.activate = activate
+        self.inputs, self.outputs = self.encode.inputs, self.encode.outputs
+        rows = agent.meta.get("rows")
+        if type(rows) is not int or rows < 1:
+            raise AgentError(f"agent {agent.name!r}: entry 'rows' of meta is {rows!r}")
+        if self.score.inputs != self.outputs or self.score.outputs != 1:
+            raise AgentError(f"agent {agent.name!r}: the weights of queue {name!r} do not fit")
+        self.rows = rows
+
+    def __call__(self, flat: FloatArray, there: FloatArray) -> FloatArray:
+        """The pooled vector; zeros where `there` is 0 everywhere."""
+        encoded = self.activate(self.encode(flat.reshape(self.rows, self.inputs)))
+        if not there.any():
+            return np.zeros(self.outputs)
+        scores = np.where(there > 0, self.score(encoded)[:, 0], -np.inf)
+        weights = np.exp(scores - scores.max())
+        pooled: FloatArray = (weights / weights.sum()) @ encoded
+        return pooled
 
 
 class Normaliser:
-    """(x - mean) / scale, cut to +-clip; nothing without `mean` among the arrays."""
+    """(x - mean) / scale, cut to +-clip; nothing without `mean` and `scale` among the arrays.
 
-    def __init__(self, arrays: Mapping[str, Float32Array]) -> None:
+    Raises:
+        AgentError: only one of the two is there, they differ in shape, or a scale is not positive.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        arrays = {k: v.astype(np.float64) for k, v in agent.arrays.items()}
+        self.name = agent.name
         self.mean, self.scale = arrays.get("mean"), arrays.get("scale")
-        self.clip = arrays.get("clip", np.float32(10.0))
+        self.clip = float(arrays.get("clip", np.float64(10.0)))
+        if (self.mean is None) != (self.scale is None):
+            raise AgentError(f"agent {self.name!r} has one of 'mean' and 'scale'; it needs both")
+        if self.scale is not None and not (self.scale > 0).all():
+            raise AgentError(f"agent {self.name!r}: its 'scale' must be positive")
 
-    def __call__(self, x: Float32Array) -> Float32Array:
+    def check(self, inputs: int) -> None:
+        """Refuse statistics of another length.
+
+        Raises:
+            AgentError: they are not `(inputs,)`.
+        """
+        for name, array in (("mean", self.mean), ("scale", self.scale)):
+            if array is not None and array.shape != (inputs,):
+                raise AgentError(
+                    f"agent {self.name!r}: {name!r} has the shape {array.shape}, not ({inputs},)"
+                )
+
+    def __call__(self, x: Float32Array) -> FloatArray:
         """The normalised numbers; the last axis is that of `mean`."""
+        wide: FloatArray = x.astype(np.float64)
         if self.mean is None or self.scale is None:
-            return x
-        result: Float32Array = np.clip((x - self.mean) / self.scale, -self.clip, self.clip)
+            return wide
+        return np.clip((wide - self.mean) / self.scale, -self.clip, self.clip)
+
+
+Layer = tuple[FloatArray, FloatArray]
+
+
+class Dense:
+    """Dense layers with an activation between them; the last axis of the input is theirs."""
+
+    def __init__(self, layers: list[Layer], activate: Activation) -> None:
+        self.layers, self.activate = layers, activate
+        self.inputs: int = layers[0][0].shape[1]
+        self.outputs: int = len(layers[-1][1])
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        """The output of the last layer, before any activation."""
+        for weight, bias in self.layers[:-1]:
+            x = self.activate(x @ weight.T + bias)
+        weight, bias = self.layers[-1]
+        result: FloatArray = x @ weight.T + bias
         return result
 
 
-Layer = tuple[Float32Array, Float32Array]
-
-
 def layers(agent: Agent, prefix: str, *, linked: bool = True) -> list[Layer]:
-    """The (weight, bias) pairs `{prefix}w0`, `{prefix}b0`, ... of an agent.
+    """The (weight, bias) pairs `{prefix}w0`, `{prefix}b0`, ... of an agent, as float64.
 
     Args:
         agent: where they are.
@@ -135,17 +251,21 @@ def layers(agent: Agent, prefix: str, *, linked: bool = True) -> list[Layer]:
             raise AgentError(f"agent {agent.name!r}: layer {prefix}{i} has no fitting bias")
         if linked and found and weight.shape[1] != len(found[-1][1]):
             raise AgentError(f"agent {agent.name!r}: layer {prefix}{i} does not fit the one before")
-        found.append((weight, bias))
+        found.append((weight.astype(np.float64), bias.astype(np.float64)))
     if not found:
         raise AgentError(f"agent {agent.name!r}: no weights {prefix}w0")
     return found
 
 
-def _activation(agent: Agent) -> Callable[[Float32Array], Float32Array]:
+def _activation(agent: Agent) -> Activation:
     name = agent.meta["activation"]
     if name not in ACTIVATIONS:
         raise AgentError(f"agent {agent.name!r}: activation {name!r} is none of {[*ACTIVATIONS]}")
     return ACTIVATIONS[name]
 
 
-_NETWORKS: Mapping[str, Callable[[Agent], Any]] = {"mlp": Mlp, "scorer": Scorer}
+_NETWORKS: Mapping[str, Callable[[Agent], Network]] = {
+    "mlp": Mlp,
+    "scorer": Scorer,
+    "attention": Attention,
+}

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
+from synergy_gym.policies.agent_file import packaged_agents
 from synergy_gym.policies.base import (
     EnginePolicy,
     Policy,
@@ -128,6 +129,8 @@ class _Registry(Generic[P]):
         if any(name in other.entries for other in (_ENGINE, _ROUTER) if other is not self):
             other_kind = "router" if self.kind == "engine" else "engine"
             hint = f"it is a policy of the {other_kind}s, pass it there. "
+        if name in packaged_agents():
+            hint = f"a trained agent is written {AGENT_PREFIX}:{name}. "
         more = f" (in {', '.join(families)} N is any number)" if families else ""
         return f"unknown {self.kind} policy {name!r}; {hint}Known: {', '.join(known)}{more}"
 
@@ -143,7 +146,8 @@ class _Registry(Generic[P]):
             )
         head, *rest = spec.split(":")
         if head == AGENT_PREFIX:
-            return self._agent(":".join(rest))
+            policy: P = self.agent_class()(":".join(rest))
+            return policy
         preset: dict[str, Any] = {}
         if rest and "=" not in rest[0]:
             cls = self._import(head, rest.pop(0), spec)
@@ -151,12 +155,11 @@ class _Registry(Generic[P]):
             cls, preset = self.find(head)
         return _build(cls, head, preset | _parse(cls, head, ":".join(rest)))
 
-    def _agent(self, file: str) -> P:
+    def agent_class(self) -> Any:
+        """The class of trained agents of this kind; it takes a file."""
         from synergy_gym.policies import learned
 
-        made: Any = {"engine": learned.LearnedEngine, "router": learned.LearnedRouter}
-        policy: P = made[self.kind](file)
-        return policy
+        return learned.LearnedEngine if self.kind == "engine" else learned.LearnedRouter
 
     def _import(self, module: str, name: str, spec: str) -> type[P]:
         try:
@@ -284,15 +287,19 @@ def router_policies() -> list[str]:
 
 
 def describe(name: str, kind: Kind | None = None) -> PolicyInfo:
-    """What a registered policy is, reads and takes.
+    """What a registered policy or a trained agent is, reads and takes.
 
     Args:
-        name: a name, a member of a family (`static-256`) or the family (`static-N`).
+        name: a name, a member of a family (`static-256`), the family (`static-N`), or an agent
+            (`agent:NAME`, `agent:FILE.npz`).
         kind: needed when an engine and a router policy share the name.
 
     Raises:
         ValueError: unknown name, or one that needs `kind`.
     """
+    prefix, colon, file = name.partition(":")
+    if colon and prefix == AGENT_PREFIX:
+        return _agent_info(file, kind)
     load_all()
     registries: list[_Registry[Any]] = [r for r in (_ENGINE, _ROUTER) if kind in (None, r.kind)]
     found = [(r.kind, cls) for r in registries if (cls := _lookup(r, name)) is not None]
@@ -303,6 +310,22 @@ def describe(name: str, kind: Kind | None = None) -> PolicyInfo:
     if not found:
         raise ValueError(" / ".join(registry._unknown(name) for registry in registries))
     return _info(*found[0])
+
+
+def _agent_info(file: str, kind: Kind | None) -> PolicyInfo:
+    from synergy_gym.policies import agent_card, agent_file
+
+    agent = agent_file.load_agent(file, kind)
+    registry: _Registry[Any] = _ENGINE if agent.kind == "engine" else _ROUTER
+    return PolicyInfo(
+        name=f"{AGENT_PREFIX}:{file}",
+        kind=agent.kind,
+        summary=agent_card.summary(agent),
+        reference=agent_card.read_card(file),
+        information=tuple(sorted(registry.agent_class().information)),
+        parameters={},
+        source=str(agent_file.find_agent(file)),
+    )
 
 
 def _lookup(registry: _Registry[Any], name: str) -> type[Policy] | None:

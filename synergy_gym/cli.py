@@ -1,4 +1,4 @@
-"""The command line: `synergy-gym run | leaderboard | list | traces | calibrate | bench`.
+"""The command line: `synergy-gym run | leaderboard | list | traces | train | agent | bench | ...`.
 
 For real vLLM: `fidelity | serve | route`, `run --backend vllm`, `calibrate --model`.
 
@@ -20,8 +20,10 @@ import typer
 
 from synergy_gym import cli_live, cli_route, cli_serve
 from synergy_gym import cli_tables as tables
+from synergy_gym.cli_agent import agent
 from synergy_gym.cli_calibrate import calibrate
 from synergy_gym.cli_fidelity import fidelity
+from synergy_gym.cli_train import train
 
 if TYPE_CHECKING:
     from synergy_gym.live.backend import LiveOptions
@@ -41,8 +43,10 @@ app = typer.Typer(
 )
 traces_app = typer.Typer(help="Public request traces.", no_args_is_help=True)
 app.add_typer(traces_app, name="traces")
+app.command()(agent)
 app.command()(calibrate)
 app.command()(fidelity)
+app.command()(train)
 
 
 class Listed(StrEnum):

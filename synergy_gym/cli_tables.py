@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rich.console import Console, JustifyMethod
 from rich.markup import escape
@@ -247,13 +247,22 @@ def scenarios() -> Table:
 
 
 def policies() -> Table:
-    """The registered policies of both layers."""
-    from synergy_gym.policies.registry import describe, engine_policies, router_policies
+    """The registered policies of both layers, and the trained agents that come with the package."""
+    from synergy_gym.policies.agent_file import packaged_agents
+    from synergy_gym.policies.registry import (
+        AGENT_PREFIX,
+        describe,
+        engine_policies,
+        router_policies,
+    )
 
     table = _table("Policies", "layer", "name", "reads", "parameters", "what", left=5)
-    for kind, names in (("engine", engine_policies()), ("router", router_policies())):
-        for name in names:
-            info = describe(name, "engine" if kind == "engine" else "router")
+    registered = {"engine": engine_policies(), "router": router_policies()}
+    kinds: tuple[Literal["engine", "router"], ...] = ("engine", "router")
+    for kind in kinds:
+        agents = [f"{AGENT_PREFIX}:{name}" for name in packaged_agents(kind)]
+        for name in [*registered[kind], *agents]:
+            info = describe(name, kind)
             parameters = ", ".join(f"{key}={value}" for key, value in info.parameters.items())
             reads = ", ".join(info.information)
             table.add_row(kind, name, reads, escape(parameters), escape(info.summary))

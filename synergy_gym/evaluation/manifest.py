@@ -18,7 +18,7 @@ from synergy_gym.scenario import Scenario
 from synergy_gym.workload.base import Workload
 
 PACKAGES = ("gymnasium", "llvmlite", "matplotlib", "numba", "numpy", "pandas", "scipy")
-SOURCE_SUFFIXES = frozenset({".py", ".toml"})
+SOURCE_SUFFIXES = frozenset({".py", ".toml", ".npz"})
 
 
 def policy_entry(policy: Policy) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _version(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def source_hash() -> str:
-    """SHA-256 over the library's own sources, scenarios and profiles.
+    """SHA-256 over the library's own sources, scenarios, profiles and trained agents.
 
     Results of an interrupted run are reused only while this stays the same.
     """

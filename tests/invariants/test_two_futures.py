@@ -26,6 +26,7 @@ from synergy_gym.policies import (
     make_router_policy,
     router_policies,
 )
+from synergy_gym.policies.agent_file import packaged_agents
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.types import (
     INFORMATION_CLASSES,
@@ -54,8 +55,9 @@ TELEMETRY = TelemetrySpec(
     push_delay_s=0.03, push_loss=0.2, heartbeat_interval_s=0.3, scrape_interval_s=0.4
 )
 SESSIONS = 6
-ENGINE = [*engine_policies(), "random:full=true"]
-ROUTER = router_policies()
+AGENTS = [f"agent:{name}" for name in packaged_agents("engine")]
+ENGINE = [*engine_policies(), "random:full=true", *AGENTS]
+ROUTER = [*router_policies(), *(f"agent:{name}" for name in packaged_agents("router"))]
 # Per policy and simulator; together they are well above what the profile asks of one invariant.
 EXAMPLES = settings(max_examples=max(20, settings.default.max_examples // 10))
 SEEDS = st.integers(0, 2**32 - 1)

@@ -19,6 +19,7 @@ from synergy_gym.policies import (
     make_router_policy,
     router_policies,
 )
+from synergy_gym.policies.agent_file import Kind, packaged_agents
 from synergy_gym.types import (
     INFORMATION_CLASSES,
     NS_PER_S,
@@ -42,9 +43,12 @@ from synergy_gym.types import (
 
 SLOS = (SLO("chat", ttft_s=1.0), SLO("batch"), SLO("code", ttft_s=0.25, tpot_s=0.05))
 SPEC = EngineSpec("e", "h100", "m", "h100-llama-3.1-8b", 64, 2048, 8192, 4000, watermark_blocks=8)
+KINDS: tuple[Kind, ...] = ("engine", "router")
 SEEDS = st.integers(0, 2**32 - 1)
-ENGINE = [*engine_policies(), "random:full=true", "vllm-v0:token_budget=512"]
+AGENTS = {kind: [f"agent:{name}" for name in packaged_agents(kind)] for kind in KINDS}
+ENGINE = [*engine_policies(), "random:full=true", "vllm-v0:token_budget=512", *AGENTS["engine"]]
 ROUTER = [*router_policies(), "latency-based:latency=ttft", "prefix-aware:memory_blocks=16"]
+ROUTER += AGENTS["router"]
 MANY = settings(max_examples=max(25, settings.default.max_examples // 8))
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synergy_gym.policies.router.prism_plus import MAX_UTILISATION, PrismPlus, expected_misses
+from synergy_gym.policies.outlook import MAX_UTILISATION
+from synergy_gym.policies.router.prism_plus import PrismPlus, expected_misses
 from synergy_gym.types import ADVERT_TERMS, NS_PER_S, SLO, Outcome, RouterRow
 from tests.policies.routing import Cluster
 
@@ -92,7 +93,7 @@ def test_lengths_are_learned_from_finished_requests_only() -> None:
     engines.finish(0, 100)
     engines.finish(0, 9999, outcome=Outcome.ABORTED)
     engines.finish(0, 100)
-    assert engines.policy._length == 100.0
+    assert engines.policy._memory.length == 100.0
 
 
 @pytest.mark.parametrize("name", ["softness", "flow_s", "memory"])
