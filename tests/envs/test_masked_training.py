@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,10 @@ def test_masks_matter_in_these_episodes(
 
 
 @pytest.mark.slow
-def test_subproc_vec_env(contrib: Any, failing_cluster: Scenario, small_traffic: Any) -> None:
+def test_subproc_vec_env(
+    contrib: Any, failing_cluster: Scenario, small_traffic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))  # workers load this file
     vec = pytest.importorskip("stable_baselines3.common.vec_env", reason="extra rl")
     # Masks and observations pass through SB3's own wrappers as well.
     make = partial(stacked, failing_cluster, small_traffic)

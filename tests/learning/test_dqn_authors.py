@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,4 +154,4 @@ def test_the_agent_is_played_with_its_own_grid(whole: dict[str, bytes], tmp_path
     assert agent.meta["grid"] == AUTHORS_GRID.to_dict()
     assert agent.meta["training"]["timesteps"] == 300
     plan = TrainingPlan.from_dict(agent.meta["training"]["plan"])
-    assert plan == small_plan()
+    assert replace(plan, timesteps=300) == small_plan()

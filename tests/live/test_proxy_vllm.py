@@ -82,7 +82,7 @@ def _serve_and_kill(url: str, gateway: Gateway, servers: Any) -> None:
     assert models.any(axis=1).all(), "what it learned from its steps was pushed"
     wait_until(lambda: (gateway.state.rows()[:, RouterRow.SCRAPE_TOTAL_BLOCKS] == 256).all())
     assert not gateway.router.failures
-    assert gateway.router.policy._finished >= 30, "lengths are learned from ends of streams"
+    assert gateway.router.policy._memory._finished >= 30, "lengths are learned from ends of streams"
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         open_streams = [pool.submit(stream, url, n, 900) for n in range(8)]
