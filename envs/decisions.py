@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import index
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -12,7 +12,6 @@ from gymnasium import spaces
 from synergy_gym.actions import DEFAULT_GRID, ORDERS, EngineGrid, batch_decision
 from synergy_gym.types import NS_PER_S, BatchDecision, BoolArray, EngineSpec, EngineView
 
-ActionForm = Literal["limits", "full", "grid"] | EngineGrid
 ACTIONS = ("limits", "full", "grid")
 _NAMES = ("token budget", "max running", "chunk cap", "order rule")
 

@@ -110,7 +110,40 @@ def _final(info: dict[str, Any]) -> dict[str, Any]:
     return {key: info[key] for key in keys if key in info}
 
 
-class ClusterAEC(AECEnv):  # type: ignore[misc]
+class _Shown:
+    """What both kinds of environment show of their agents."""
+
+    def _show(self, world: ClusterAgents) -> None:
+        self._world = world
+        self.render_mode = world.core.render_mode
+        self.possible_agents = list(world.names)
+        self.observation_spaces = world.observation_spaces
+        self.action_spaces = world.action_spaces
+        self.state_space = world.state_space
+        self.agents: list[str] = []
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        """The space of what an agent sees."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        """The space of what an agent decides."""
+        return self.action_spaces[agent]
+
+    def state(self) -> Float32Array:
+        """The global state: the router's observation, then every engine's."""
+        return self._world.state()
+
+    def render(self) -> Any:
+        """As `CrossLayerEnv.render`."""
+        return self._world.core.render()
+
+    def close(self) -> None:
+        """Free what the episode and its pictures hold."""
+        self._world.core.close()
+
+
+class ClusterAEC(_Shown, AECEnv):  # type: ignore[misc]
     """A router and engines as agents that are asked one at a time, in time order.
 
     | Agent          | Asked when                        | Observation (float32)               | Action                   |
@@ -152,21 +185,7 @@ class ClusterAEC(AECEnv):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         core = _core(scenario, arguments)
-        self._world = ClusterAgents(core, "router" in core.layers, credit)
-        self.render_mode = core.render_mode
-        self.possible_agents = list(self._world.names)
-        self.observation_spaces = self._world.observation_spaces
-        self.action_spaces = self._world.action_spaces
-        self.state_space = self._world.state_space
-        self.agents: list[str] = []
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        """The space of what an agent sees."""
-        return self.observation_spaces[agent]
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        """The space of what an agent decides."""
-        return self.action_spaces[agent]
+        self._show(ClusterAgents(core, "router" in core.layers, credit))
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         """Begin an episode; `seed` and `options` as in `CrossLayerEnv.reset`."""
@@ -204,20 +223,8 @@ class ClusterAEC(AECEnv):  # type: ignore[misc]
         """What an agent sees now."""
         return self._world.observe(agent)
 
-    def state(self) -> Float32Array:
-        """The global state: the router's observation, then every engine's."""
-        return self._world.state()
 
-    def render(self) -> Any:
-        """As `CrossLayerEnv.render`."""
-        return self._world.core.render()
-
-    def close(self) -> None:
-        """Free what the episode and its pictures hold."""
-        self._world.core.close()
-
-
-class ClusterParallel(ParallelEnv):  # type: ignore[misc]
+class ClusterParallel(_Shown, ParallelEnv):  # type: ignore[misc]
     """A router and engines as agents that all decide at every arrival.
 
     A step lasts from one arrival to the next: the router sends the request that has just arrived,
@@ -251,21 +258,7 @@ class ClusterParallel(ParallelEnv):  # type: ignore[misc]
                 raise ValueError(NOTHING_LEFT)
             slos = tuple(core.scenario.slos)
             self._router = FixedRouter(router_policy, core.engines, slos)
-        self._world = ClusterAgents(core, self._router is None, credit)
-        self.render_mode = core.render_mode
-        self.possible_agents = list(self._world.names)
-        self.observation_spaces = self._world.observation_spaces
-        self.action_spaces = self._world.action_spaces
-        self.state_space = self._world.state_space
-        self.agents: list[str] = []
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        """The space of what an agent sees."""
-        return self.observation_spaces[agent]
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        """The space of what an agent decides."""
-        return self.action_spaces[agent]
+        self._show(ClusterAgents(core, self._router is None, credit))
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
@@ -331,18 +324,6 @@ class ClusterParallel(ParallelEnv):  # type: ignore[misc]
 
     def _observations(self) -> dict[str, Float32Array]:
         return {name: self._world.observe(name) for name in self.agents}
-
-    def state(self) -> Float32Array:
-        """The global state: the router's observation, then every engine's."""
-        return self._world.state()
-
-    def render(self) -> Any:
-        """As `CrossLayerEnv.render`."""
-        return self._world.core.render()
-
-    def close(self) -> None:
-        """Free what the episode and its pictures hold."""
-        self._world.core.close()
 
 
 def _core(scenario: Any, arguments: dict[str, Any]) -> CrossLayerEnv:

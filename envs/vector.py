@@ -14,7 +14,6 @@ from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.envs.fused_vector import step_engines, step_routers
 from synergy_gym.envs.randomisation import DomainRandomization, WorldRanges
 from synergy_gym.envs.vector_base import ServingVectorEnv, VectorStep, spread
-from synergy_gym.jit import direct
 from synergy_gym.types import NS_PER_S, IntArray
 
 _LISTS = ("scenario", "load", "workload")
@@ -71,8 +70,7 @@ class EngineBatchingVectorEnv(ServingVectorEnv):
             )
 
         maker = _Maker(build, num_envs, worlds, arguments)
-        self._kernel = step_engines
-        super().__init__(maker, num_envs, autoreset_mode)
+        super().__init__(maker, num_envs, autoreset_mode, step_engines)
         self._counted = decision_interval_s is not None
 
     def _control(self, i: int) -> IntArray:
@@ -84,19 +82,7 @@ class EngineBatchingVectorEnv(ServingVectorEnv):
         return np.empty(self.num_envs, np.int64) if self._counted else self._no_iterations
 
     def _call(self, numbers: IntArray, step: VectorStep) -> int:
-        ended: int = self._kernel(
-            self._rows,
-            numbers,
-            step.observations,
-            step.rewards,
-            step.dt_s,
-            step.truncated,
-            step.iterations,
-            self._interval_ns,
-        )
-        if self._kernel is step_engines:
-            self._kernel = direct(step_engines)
-        return ended
+        return self._run(numbers, step, step.iterations, self._interval_ns)
 
 
 class ClusterRoutingVectorEnv(ServingVectorEnv):
@@ -139,26 +125,14 @@ class ClusterRoutingVectorEnv(ServingVectorEnv):
         **arguments: Any,
     ) -> None:
         maker = _Maker(ClusterRoutingEnv, num_envs, worlds, arguments)
-        self._kernel = step_routers
-        super().__init__(maker, num_envs, autoreset_mode)
+        super().__init__(maker, num_envs, autoreset_mode, step_routers)
         self._engines = int(self.single_action_space.n)  # type: ignore[attr-defined]
 
     def _control(self, i: int) -> IntArray:
         return _NO_CONTROL
 
     def _call(self, numbers: IntArray, step: VectorStep) -> int:
-        ended: int = self._kernel(
-            self._rows,
-            numbers,
-            step.observations,
-            step.rewards,
-            step.dt_s,
-            step.truncated,
-            self._engines,
-        )
-        if self._kernel is step_routers:
-            self._kernel = direct(step_routers)
-        return ended
+        return self._run(numbers, step, self._engines)
 
 
 class _Maker:

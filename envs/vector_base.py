@@ -20,6 +20,7 @@ from synergy_gym.envs.fused_vector import (
     WHO_PYTHON,
     write_row,
 )
+from synergy_gym.jit import direct
 from synergy_gym.observation import Float32Array
 from synergy_gym.rewards import SLO_MET
 from synergy_gym.types import BoolArray, FloatArray, IntArray
@@ -71,6 +72,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         build: makes sub-environment i.
         num_envs: how many.
         autoreset_mode: `AutoresetMode` or its value.
+        kernel: the compiled call, of `fused_vector`.
 
     Attributes:
         envs: the sub-environments, as `build` made them. Look at them, but reset and step them
@@ -85,6 +87,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         build: Callable[[int], gym.Env[Any, Any]],
         num_envs: int,
         autoreset_mode: str | AutoresetMode,
+        kernel: Callable[..., int],
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be at least 1")
@@ -111,6 +114,8 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         self._no_iterations: IntArray = np.zeros(0, np.int64)
         self._all_compiled = False
         self._begun = False
+        self._kernel = kernel
+        self._is_direct = False
 
     def _check_spaces(self) -> None:
         for i, env in enumerate(self.envs):
@@ -382,6 +387,21 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
     @abstractmethod
     def _control(self, i: int) -> IntArray:
         """The control vector of sub-environment i."""
+
+    def _run(self, numbers: IntArray, step: VectorStep, *further: Any) -> int:
+        """Call the kernel with what every one of them takes, and what this one takes besides."""
+        ended = self._kernel(
+            self._rows,
+            numbers,
+            step.observations,
+            step.rewards,
+            step.dt_s,
+            step.truncated,
+            *further,
+        )
+        if not self._is_direct:
+            self._kernel, self._is_direct = direct(self._kernel), True
+        return ended
 
     @abstractmethod
     def _call(self, numbers: IntArray, step: VectorStep) -> int:

@@ -27,6 +27,7 @@ from synergy_gym.policies.outlook import (
     RouterMemory,
     foresee,
     miss,
+    pressures,
     share_within,
 )
 from synergy_gym.policies.pacing import NEVER, objectives
@@ -108,10 +109,9 @@ def write_forecast(  # type: ignore[no-untyped-def]
             budget, flow_tps, prompt, length,
         )  # fmt: skip
         others = float(in_flight[i])
-        e2e = ttft + length * after
-        own = miss(max(max(ttft / ttft_s, after / tpot_s), e2e / e2e_s), SOFTNESS)
-        was = miss(max(before / tpot_s, length * before / e2e_s), SOFTNESS)
-        becomes = miss(max(after / tpot_s, length * after / e2e_s), SOFTNESS)
+        used = pressures(ttft, before, after, length, ttft_s, tpot_s, e2e_s)
+        own, was = miss(used[0], SOFTNESS), miss(used[1], SOFTNESS)
+        becomes = miss(used[2], SOFTNESS)
         harm = max(others * (becomes - was), 0.0)
         scores[i] = own + harm
         if alive[i]:
@@ -122,7 +122,7 @@ def write_forecast(  # type: ignore[no-untyped-def]
         out[i, 3] = _sat(ttft, ttft_s)
         out[i, 4] = _sat(before, tpot_s)
         out[i, 5] = _sat(after, tpot_s)
-        out[i, 6] = _sat(e2e, e2e_s)
+        out[i, 6] = _sat(ttft + length * after, e2e_s)
         out[i, 7] = load
         out[i, 8] = own
         out[i, 9] = _sat(harm, 1.0)

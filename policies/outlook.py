@@ -88,6 +88,17 @@ def foresee(  # type: ignore[no-untyped-def]
 
 
 @kernel
+def pressures(ttft, before, after, length, ttft_s, tpot_s, e2e_s):  # type: ignore[no-untyped-def]
+    """Largest share of an objective used: by the request, by the others without and with it.
+
+    The times are those of `foresee`; the others have their first token.
+    """
+    own = max(max(ttft / ttft_s, after / tpot_s), (ttft + length * after) / e2e_s)
+    was = max(before / tpot_s, length * before / e2e_s)
+    return own, was, max(after / tpot_s, length * after / e2e_s)
+
+
+@kernel
 def share_within(ordered, limit):  # type: ignore[no-untyped-def]
     """Share of the ascending numbers `ordered` that are at most `limit`."""
     low, high = 0, len(ordered)

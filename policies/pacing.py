@@ -172,6 +172,24 @@ def slack(waited, slo, limits, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def in_groups(by_slack, keep, order):  # type: ignore[no-untyped-def]
+    """Write the requests of groups 2, 1 and 0 of `keep` to `order`, each by slack.
+
+    Returns how many are in groups 2 and 1.
+    """
+    at = 0
+    punctual = 0
+    for group in range(2, -1, -1):
+        for place in range(len(by_slack)):
+            if keep[by_slack[place]] == group:
+                order[at] = by_slack[place]
+                at += 1
+        if group == 1:
+            punctual = at
+    return punctual
+
+
+@kernel
 def on_time(  # type: ignore[no-untyped-def]
     by_slack, slack_s, prompt, generated, token_s, start_s, hopeless, heap, keep, order
 ):
@@ -207,13 +225,4 @@ def on_time(  # type: ignore[no-untyped-def]
                 size -= 1
                 keep[longest] = 0
                 now -= (prompt[longest] + generated[longest]) * token_s
-    at = 0
-    punctual = 0
-    for group in range(2, -1, -1):
-        for place in range(n):
-            if keep[by_slack[place]] == group:
-                order[at] = by_slack[place]
-                at += 1
-        if group == 1:
-            punctual = at
-    return punctual
+    return in_groups(by_slack, keep, order)

@@ -15,7 +15,7 @@ import numpy as np
 from synergy_gym.jit import kernel
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.fallback import Fallback
-from synergy_gym.policies.outlook import RouterMemory, foresee, miss
+from synergy_gym.policies.outlook import RouterMemory, foresee, miss, pressures
 from synergy_gym.policies.pacing import objectives
 from synergy_gym.policies.registry import router_policy
 from synergy_gym.types import (
@@ -44,9 +44,7 @@ def expected_misses(  # type: ignore[no-untyped-def]
             budget, flow_tps, prompt, length,
         )  # fmt: skip
         others = float(in_flight[i])
-        own = max(max(ttft / ttft_s, after / tpot_s), (ttft + length * after) / e2e_s)
-        was = max(before / tpot_s, length * before / e2e_s)
-        becomes = max(after / tpot_s, length * after / e2e_s)
+        own, was, becomes = pressures(ttft, before, after, length, ttft_s, tpot_s, e2e_s)
         harm = others * (miss(becomes, softness) - miss(was, softness))
         out[i] = miss(own, softness) + harm + 1e-3 * min(own, 1e3)
 

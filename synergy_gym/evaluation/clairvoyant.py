@@ -206,16 +206,7 @@ def cheapest_on_time(  # type: ignore[no-untyped-def]
                 now -= work_s[worst]
                 if keep[i] == 0:
                     break
-    at = 0
-    punctual = 0
-    for group in range(2, -1, -1):
-        for place in range(n):
-            if keep[by_slack[place]] == group:
-                order[at] = by_slack[place]
-                at += 1
-        if group == 1:
-            punctual = at
-    return punctual
+    return pacing.in_groups(by_slack, keep, order)
 
 
 class ClairvoyantRouter(PrismPlus):

@@ -215,8 +215,14 @@ def estimate(
     columns = np.arange(array.shape[1])
     drawn = statistic(array[rows, columns])
     level = confidence if method == "percentile" else expanded_level(array, resample, confidence)
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = _middle(drawn, level)
     return Estimate(float(statistic(array)), float(low), float(high))
+
+
+def _middle(drawn: FloatArray, level: float) -> FloatArray:
+    """Ends of the middle `level` of resampled values, along the last axis."""
+    ends: FloatArray = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=-1)
+    return ends
 
 
 def probability_of_improvement(
@@ -242,7 +248,7 @@ def probability_of_improvement(
     rows = resampled_rows(one.shape, "seeds", samples, rng)[..., 0]
     drawn = chances[rows[:, :, None], rows[:, None, :]].mean(axis=(1, 2))
     level = expanded_level(one, "seeds", confidence)
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = _middle(drawn, level)
     return Estimate(float(chances.mean()), float(low), float(high))
 
 
@@ -333,7 +339,7 @@ def profile_band(
     by_seed = above.mean(axis=2)  # (thresholds, seeds)
     drawn = by_seed[:, rows].mean(axis=2)
     level = expanded_level(array, "seeds", confidence)
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=1)
+    low, high = _middle(drawn, level)
     return low, high
 
 

@@ -52,7 +52,7 @@ class Demonstrations:
         """What a network's input layer sees, `(m, features)`: a scorer one row per engine up."""
         if kind == "engine":
             return self.observations
-        rows = engine_rows(self.observations).reshape(-1, 31)
+        rows = np.concatenate(engine_rows(self.observations))
         return rows[rows[:, 0] > 0]
 
     def joined(self, other: Demonstrations) -> Demonstrations:

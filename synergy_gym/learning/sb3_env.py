@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from synergy_gym.envs.randomisation import WorldRanges
+from synergy_gym.envs.wrappers import rerouted
 from synergy_gym.learning.plan import TrainingPlan
 from synergy_gym.scenario import Scenario
 from synergy_gym.types import BoolArray
@@ -159,11 +160,9 @@ class Rerouted(VecEnvWrapper):  # type: ignore[misc]
 
     def step_async(self, actions: Array) -> None:
         """Step with legal actions."""
-        masks = np.stack(self.venv.env_method("action_masks"))
-        count = masks.shape[1]
-        order = (np.asarray(actions)[:, None] + np.arange(count)) % count
-        first = np.take_along_axis(masks, order, axis=1).argmax(axis=1)
-        legal = np.take_along_axis(order, first[:, None], axis=1)[:, 0]
+        masks = self.venv.env_method("action_masks")
+        pairs = zip(np.asarray(actions).tolist(), masks, strict=True)
+        legal = np.array([rerouted(action, mask) for action, mask in pairs], np.int64)
         self.rerouted += int((legal != actions).sum())
         self.venv.step_async(legal)
 
