@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from synergy_gym.evaluation.jobs import TRACK_LAYERS
-from synergy_gym.evaluation.leaderboard import capacity_table
+from synergy_gym.evaluation.page import capacity_table
 from synergy_gym.evaluation.suites import Part, find_suite
 from synergy_gym.evaluation.tables import decision_times, markdown, ranking
 from synergy_gym.policies.registry import (
