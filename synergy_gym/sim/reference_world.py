@@ -85,6 +85,7 @@ class World:
         """When something happens next, nanoseconds."""
         if any(server.is_ready for server in self.servers):
             return self.now_ns
+        self._forget_timeouts()
         instants = [server.step.end_ns for server in self.servers if server.step]
         instants += [queue[0][0] for queue in (self._arrivals, self._timeouts) if queue]
         if self._next_event < len(self._events):
@@ -167,6 +168,14 @@ class World:
             server.slow_down(event.factor)
         elif event.kind == "lose_blocks":
             server.lose_blocks(event.blocks, self.now_ns)
+
+    def _forget_timeouts(self) -> None:
+        """Drop what is due next of attempts that have left: nothing happens then."""
+        while self._timeouts:
+            _, request, attempt = self._timeouts[0]
+            if request in self.live and self.table.attempts[request] == attempt:
+                return
+            heapq.heappop(self._timeouts)
 
     def _time_out(self, request: int, attempt: int) -> None:
         server = self.live.get(request)

@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -225,17 +226,32 @@ def test_the_clock_as_prior_is_predicted_exactly(profile: str, rng: np.random.Ge
     assert model.step_ms() == pytest.approx(prior_of(terms), rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("profile", [p for p in list_profiles() if not p.startswith("cpu-")])
-def test_it_converges_from_an_unknown_engine(profile: str, rng: np.random.Generator) -> None:
+class Convergence(NamedTuple):
+    """How a model that knew nothing ends: relative errors, and its noise over the true one."""
+
+    first: float
+    last: float
+    noise: float
+
+
+def converge(profile: str, rng: np.random.Generator) -> Convergence:
     engine, model = world(profile, rng), ContextAwareModel()
-    assert engine.errors(model, 200)[50:].mean() <= 0.05
+    first = engine.errors(model, 200)[50:].mean()
     engine.errors(model, 1500)
     steps = [random_step(rng) for _ in range(500)]
     truth = np.array([engine.truth_ms(step) for step in steps])
     error = np.array([model.predict_ms(step) for step in steps]) / truth - 1
-    assert np.abs(error).mean() <= 0.02
     noise = load_profile(profile).terms.noise_sd
-    assert model.noise_sd == pytest.approx(noise, rel=0.3)
+    return Convergence(first, float(np.abs(error).mean()), model.noise_sd / noise)
+
+
+@pytest.mark.parametrize("profile", [p for p in list_profiles() if not p.startswith("cpu-")])
+def test_it_converges_from_an_unknown_engine(profile: str, rng: np.random.Generator) -> None:
+    """The median of five engines: about one in 150 is taken for a changed one and begins again."""
+    first, last, noise = np.median([converge(profile, rng) for _ in range(5)], axis=0)
+    assert first <= 0.05
+    assert last <= 0.02
+    assert noise == pytest.approx(1, rel=0.3)
 
 
 def test_it_learns_where_a_small_step_stops_being_constant(rng: np.random.Generator) -> None:

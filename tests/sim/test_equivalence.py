@@ -98,6 +98,7 @@ def play_both(episode: Episode) -> tuple[Simulator, ReferenceSimulator]:
         point = a.advance()
         assert point == b.advance()
         if point == DONE:
+            assert a.now_ns == b.now_ns
             same_engines(a, b)
             break
         same_point(a, b, point, look=rng.random() < 0.7)
