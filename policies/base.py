@@ -42,11 +42,13 @@ class Policy:
         name: name in the registry; empty for a class that is not registered.
         information: the information classes that it reads.
         family: for a family such as `static-N`, the field that N sets; else empty.
+        version: raised when the policy decides otherwise than before under the same name.
     """
 
     name: ClassVar[str] = ""
     information: ClassVar[frozenset[str]] = frozenset()
     family: ClassVar[str] = ""
+    version: ClassVar[int] = 1
 
     def parameters(self) -> dict[str, Any]:
         """Parameter values by name, as manifests record them."""
@@ -67,13 +69,13 @@ class Policy:
         return ":".join([name, ",".join(f"{k}={v}" for k, v in values.items())]).rstrip(":")
 
     def policy_hash(self) -> str:
-        """SHA-256 (hex) over the policy's class, its parameters and the files that it decides with.
+        """SHA-256 (hex) over the policy's class, version, parameters and the files it decides with.
 
         These are the files of its classes and every module of `synergy_gym.policies` and
         `synergy_gym.latency` that they import. Two policies with one hash decide alike.
         """
         cls = type(self)
-        head = [cls.__module__, cls.__qualname__, self.parameters()]
+        head = [cls.__module__, cls.__qualname__, self.version, self.parameters()]
         digest = hashlib.sha256(json.dumps(head, sort_keys=True, default=repr).encode())
         for base in cls.__mro__:
             if base.__module__ not in (__name__, "builtins"):

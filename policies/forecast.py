@@ -142,6 +142,10 @@ class ForecastFeatures:
     Like a policy: `observe` every completion, call it for every request, then say with
     `sent` where the request went. A new object begins an episode.
 
+    Attributes:
+        known: whether every engine that is up had published a step model at the last call; if
+            not, all its forecasts were 0.
+
     Args:
         engines: the cluster.
         slos: the scenario's classes.
@@ -160,6 +164,7 @@ class ForecastFeatures:
         self._loosest_e2e_s = max(limits[2] for limits in self._limits)
         self._sent_s: list[list[float]] = [[] for _ in engines]
         self._now_s = 0.0
+        self.known = False
 
     def observe(self, completion: CompletionView) -> None:
         """A request has left: its length is learned, and it is no longer in flight."""
@@ -194,7 +199,8 @@ class ForecastFeatures:
         memory, state = self._memory, cluster.pushed
         self._now_s = cluster.now_s
         uncached = memory.look(request, cluster)
-        if not memory.knows_models(cluster):
+        self.known = memory.knows_models(cluster)
+        if not self.known:
             self._forecast[:] = 0.0
             return
         write_forecast(

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -27,15 +27,18 @@ from synergy_gym.observation import Float32Array, ObservationLayout
 from synergy_gym.policies.agent_file import Agent, AgentError, load_agent
 from synergy_gym.policies.authors_state import AUTHORS_GROUPS, AuthorsState
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy
+from synergy_gym.policies.fallback import Fallback
 from synergy_gym.policies.forecast import BLOCK_SLOTS, NUM_BLOCK_FEATURES, ForecastFeatures
 from synergy_gym.policies.networks import network
 from synergy_gym.policies.registry import AGENT_PREFIX
 from synergy_gym.types import (
+    NS_PER_S,
     SLO,
     BatchDecision,
     ClusterView,
     CompletionView,
     EngineSpec,
+    EngineStateField,
     EngineView,
     RequestView,
 )
@@ -90,12 +93,16 @@ class LearnedEngine(EnginePolicy):
         self._grid = _grid(self.agent)
         self._head = _head(self.agent, self._grid, self._network.outputs)
         self._frames = int(meta["frames"])
-        self._interval_s = float(meta["interval_s"])
+        self._interval_ns = round(float(meta["interval_s"]) * NS_PER_S)
 
     @property
     def label(self) -> str:
         """`agent:` and the file."""
         return f"{AGENT_PREFIX}:{self.file}"
+
+    def parameters(self) -> dict[str, Any]:
+        """None: the weights decide, wherever their file lies; `policy_hash` covers them."""
+        return {}
 
     def policy_hash(self) -> str:
         """Of the code and the weights."""
@@ -106,12 +113,13 @@ class LearnedEngine(EnginePolicy):
         self._observe_now = self._observer(spec, slos)
         self._stack: Float32Array | None = None
         self._indices: tuple[int, ...] = ()
-        self._until_s = -np.inf
+        self._until_ns = 0
 
     def decide(self, engine: EngineView) -> BatchDecision:
         """The cell of the grid with the largest logit, or the last one within an interval."""
-        if engine.now_s >= self._until_s:
-            self._until_s = engine.now_s + self._interval_s
+        now_ns = int(engine.state[EngineStateField.NOW_NS])
+        if now_ns >= self._until_ns:  # in nanoseconds, as environments and kernels count
+            self._until_ns = now_ns + self._interval_ns
             self._indices = self._choose(self._observe(engine))
         return self._grid.decide(self._indices, engine)
 
@@ -137,11 +145,15 @@ class LearnedEngine(EnginePolicy):
 class LearnedRouter(RouterPolicy):
     """A trained router agent.
 
+    One that reads forecasts sends requests to the fewest in flight, as prism-plus does, while an
+    engine that is up has never published a step model: its forecasts are all zeros then.
+
     Attributes:
         file: path or name of its file.
     """
 
     information = frozenset({"router", "pushed", "scraped"})
+    version: ClassVar[int] = 2
 
     file: str
     agent: Agent = field(init=False, repr=False)
@@ -165,6 +177,10 @@ class LearnedRouter(RouterPolicy):
         """`agent:` and the file."""
         return f"{AGENT_PREFIX}:{self.file}"
 
+    def parameters(self) -> dict[str, Any]:
+        """None: the weights decide, wherever their file lies; `policy_hash` covers them."""
+        return {}
+
     def policy_hash(self) -> str:
         """Of the code and the weights."""
         return _with_weights(super().policy_hash(), self.agent)
@@ -179,6 +195,11 @@ class LearnedRouter(RouterPolicy):
         """
         made = ForecastFeatures if self._forecasts else RouterFeatures
         self._features = made(engines, slos)
+        self.no_model = Fallback(
+            __name__,
+            f"agent {self.agent.name!r}: an engine has never published a step-latency model, so "
+            "there is no forecast; requests go to the fewest in flight until it does",
+        )
         if not self._scores:
             _check_features(self.agent, self._features.layout.names())
             if self._network.outputs != len(engines):
@@ -196,11 +217,16 @@ class LearnedRouter(RouterPolicy):
         """The engine that is up and has the largest score."""
         features = self._features
         observation = features(request, cluster)
-        block = NUM_BLOCK_FEATURES if self._forecasts else NUM_ROUTER_FEATURES
-        x = engine_rows(observation, block) if self._scores else observation
-        choice = cluster.argmax(self._network(x, cluster.alive))
-        if isinstance(features, ForecastFeatures):
-            features.sent(choice)
+        if not isinstance(features, ForecastFeatures):
+            x = engine_rows(observation) if self._scores else observation
+            return cluster.argmax(self._network(x, cluster.alive))
+        if features.known:
+            x = engine_rows(observation, NUM_BLOCK_FEATURES)
+            choice = cluster.argmax(self._network(x, cluster.alive))
+        else:
+            self.no_model.note()
+            choice = cluster.argmin(cluster.in_flight)
+        features.sent(choice)
         return choice
 
 

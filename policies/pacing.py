@@ -71,32 +71,26 @@ def _enter(tail, size, value):  # type: ignore[no-untyped-def]
 
 @kernel
 def pace(  # type: ignore[no-untyped-def]
-    prompt,
-    generated,
-    computed,
-    waited,
-    age,
-    slo,
-    limits,
-    remaining,
-    knobs,
-    tail,
-    model,
-    out,
-):
+    prompt, generated, computed, waited, age, slo, limits, remaining, knobs, tail, model, out,
+):  # fmt: skip
     """How long the next step may take, in ms: `out[TARGET_MS]`, `out[PACE_MS]`.
 
     `remaining` and `knobs[0]` are `OutputLengths.remaining` and `.high`; the other knobs are
-    margin, share of decodes that may be sacrificed, and how much slower than a step of decodes
-    alone the future is taken to be. `model` is the state of `latency.rls`.
+    margin, share of decodes that may be sacrificed, how much slower than a step of decodes alone
+    the future is taken to be, and the step in ms at which prefill keeps up with arrivals.
+    `model` is the state of `latency.rls`.
 
     A decode with n tokens in all keeps its TPOT when its decode time stays below
     TPOT * (n - 1). It may spend now what is left after n - g - 1 steps of decodes alone. The
     target is what all but a few of the decodes allow, `PACE_MS` the steady step that keeps the
     tightest of them on schedule. Decodes that have missed an objective, or that no pace can
     save, have none to keep and are left out.
+
+    A pace below `knobs[4]` only moves time from decodes to the queue, and the later a first
+    token, the tighter the pace that its E2E objective asks for: as long as whole objectives
+    allow the step at which prefill keeps up, that is the pace.
     """
-    high, margin, share, slower = knobs[0], knobs[1], knobs[2], knobs[3]
+    high, margin, share, slower, balance = knobs[0], knobs[1], knobs[2], knobs[3], knobs[4]
     decodes = out[DECODES]
     alone = predict(model, decodes, decodes, out[CONTEXT], 0.0, 0.0, decodes)
     out[DECODE_MS] = alone
@@ -105,6 +99,7 @@ def pace(  # type: ignore[no-untyped-def]
     for i in range(size):
         tail[i] = NEVER
     slowest = NEVER
+    whole = NEVER
     last = len(remaining) - 1
     for i in range(len(prompt)):
         g = generated[i]
@@ -120,13 +115,17 @@ def pace(  # type: ignore[no-untyped-def]
             continue
         allowed = margin * tpot * (low - 1) - age[i] - (low - g - 1) * future
         steady = margin * tpot
+        whole = min(whole, steady)
         if high > 0.0 and e2e < NEVER:
             allowed = min(allowed, margin * e2e - waited[i] - (max(high, g + 1) - g - 1) * future)
             # Where outputs of that length cannot be saved, shorter ones still can.
             e2e_pace = (margin * e2e - (waited[i] - age[i])) / high
             steady = min(steady, max(e2e_pace, 1.25 * alone / 1e3))
+            whole = min(whole, e2e / high)
         _enter(tail, size, allowed)
         slowest = min(slowest, steady)
+    if balance <= whole * 1e3:
+        slowest = max(slowest, balance / 1e3)
     out[PACE_MS] = min(slowest, NEVER / 1e3) * 1e3
     out[TARGET_MS] = max(min(tail[size - 1], NEVER / 1e3) * 1e3, out[PACE_MS])
 
@@ -164,11 +163,16 @@ def _pop(heap, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def slack(waited, slo, limits, out):  # type: ignore[no-untyped-def]
-    """Seconds until each first token is due; without a TTFT objective 0.7 of the E2E one."""
+def slack(waited, slo, limits, decode_s, out):  # type: ignore[no-untyped-def]
+    """Seconds until each first token is due.
+
+    It is due at its TTFT objective, and early enough for `decode_s` seconds of decoding within
+    the E2E objective (0.7 of that while `decode_s` is 0: lengths are unknown yet).
+    """
     for i in range(len(waited)):
-        due = min(limits[3 * slo[i]], 0.7 * limits[3 * slo[i] + 2])
-        out[i] = due - waited[i]
+        e2e = limits[3 * slo[i] + 2]
+        rest = 0.3 * e2e if decode_s == 0.0 else decode_s
+        out[i] = min(limits[3 * slo[i]], e2e - rest) - waited[i]
 
 
 @kernel

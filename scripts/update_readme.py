@@ -1,7 +1,7 @@
 """Fill the generated tables of README.md and docs/, and copy the plots that they show.
 
 A generated table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. The leaderboard
-comes from experiments/leaderboard/quick, the others from scenarios, registry and catalogue.
+comes from experiments/leaderboard/full, the others from scenarios, registry and catalogue.
 tests/test_readme.py fails while a page differs from what this script would write.
 
     python scripts/update_readme.py            # rewrite what is out of date
@@ -22,10 +22,11 @@ from typing import Any
 
 import pandas as pd
 
+from synergy_gym.evaluation.incident_page import library_text
 from synergy_gym.evaluation.jobs import TRACK_LAYERS
-from synergy_gym.evaluation.page import capacity_table
+from synergy_gym.evaluation.scores import ranking
 from synergy_gym.evaluation.suites import Part, find_suite
-from synergy_gym.evaluation.tables import decision_times, markdown, ranking
+from synergy_gym.evaluation.tables import decision_times, markdown
 from synergy_gym.policies.registry import (
     PolicyInfo,
     describe,
@@ -38,7 +39,7 @@ from synergy_gym.workload.catalog import list_traces
 from synergy_gym.workload.traces import list_formats
 
 ROOT = Path(__file__).resolve().parents[1]
-BOARD = ROOT / "experiments" / "leaderboard" / "quick"
+BOARD = ROOT / "experiments" / "leaderboard" / "full"
 IMAGES = ROOT / "docs" / "images"
 PLOTS = (
     "attainment-router-hetero-3.png",
@@ -68,33 +69,32 @@ def _value(name: str, text: str) -> Any:
 
 
 def leaderboard() -> str:
-    """One ranking per part of the quick suite, from the committed results."""
+    """One ranking per part of the full suite, from the committed results."""
     rows, timings = (read_rows(BOARD / f"{name}.csv") for name in ("results", "timings"))
     used = {
         part["track"]: part for part in json.loads((BOARD / "manifest.json").read_text())["parts"]
     }
     return "\n\n".join(
         _board(part, part.rows(rows), part.rows(timings), used[part.track])
-        for part in find_suite("quick").parts
+        for part in find_suite("full").parts
     )
 
 
 def _board(part: Part, rows: Rows, timings: Rows, used: dict[str, Any]) -> str:
     table = ranking(rows, part.track)
     policies = list(table["policy"])
-    loads = [name for name in table.columns if name.startswith("load ")]
-    shown = table[["rank", "policy", "slo_attainment", "low", "high", *loads]]
-    capacity = capacity_table(rows, part.track, policies).drop(columns="policy")
+    families = [name for name in table.columns if name.startswith("iqm ")]
+    shown = table[["rank", "policy", "iqm", "iqm_low", "iqm_high", "slo_attainment", *families]]
     times = decision_times(timings, part.track, policies)
     shown = shown.assign(
-        capacity=capacity.agg(", ".join, axis=1),
+        capacity=table["capacity_text"],
         **{f"decision, us{layer}": text for layer, text in _decisions(part, times).items()},
     )
     seeds = sorted({row["seed"] for row in rows})
     caption = (
-        f"**{part.title} on `{'`, `'.join(part.scenarios)}`** (simulated; "
+        f"**{part.title}, {len(part.scenarios)} scenarios, {len(rows):,} episodes** (simulated; "
         f"arrivals of {used['horizon_s']:g} s, the first {used['warmup_s']:g} s not scored; "
-        f"test seeds {', '.join(map(str, seeds))}; decision: mean / P99 of processor time on the "
+        f"{len(seeds)} test seeds; decision: mean / P99 of processor time on the "
         "machine that ran this, `-`: a compiled rule):"
     )
     return f"{caption}\n\n{markdown(shown).rstrip()}"
@@ -239,6 +239,7 @@ def _table(rows: Sequence[dict[str, str]]) -> str:
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"leaderboard": leaderboard},
     "docs/scenarios.md": {"scenarios": scenarios, "engines": engines},
+    "docs/incidents.md": {"incidents": library_text},
     "docs/policies.md": {
         "engine-policies": lambda: policies("engine"),
         "router-policies": lambda: policies("router"),

@@ -23,9 +23,14 @@ from synergy_gym import cli_tables as tables
 from synergy_gym.cli_agent import agent
 from synergy_gym.cli_calibrate import calibrate
 from synergy_gym.cli_fidelity import fidelity
+from synergy_gym.cli_incidents import incidents
+from synergy_gym.cli_report import TimelineOption, report, timeline_of, write_timeline_file
+from synergy_gym.cli_submit import submit
 from synergy_gym.cli_train import train
+from synergy_gym.cli_verify import verify
 
 if TYPE_CHECKING:
+    from synergy_gym.evaluation.timeline import Timeline
     from synergy_gym.live.backend import LiveOptions
     from synergy_gym.scenario import Scenario
     from synergy_gym.workload.base import Workload
@@ -46,7 +51,11 @@ app.add_typer(traces_app, name="traces")
 app.command()(agent)
 app.command()(calibrate)
 app.command()(fidelity)
+app.command()(incidents)
+app.command()(report)
 app.command()(train)
+app.command()(verify)
+app.command()(submit)
 
 
 class Listed(StrEnum):
@@ -115,12 +124,13 @@ def _usage_error(error: Any) -> int:
 
 def _is_input_error(error: Exception) -> bool:
     """Errors whose message is written for the person at the keyboard."""
+    from synergy_gym.evaluation.executors import ExecutorError
     from synergy_gym.evaluation.runner import PolicyError
     from synergy_gym.live.vllm_version import VllmUnavailableError
     from synergy_gym.types import InformationError
 
-    written = (ValueError, OSError, PolicyError, InformationError, VllmUnavailableError)
-    return isinstance(error, written)
+    written = (ValueError, OSError, ExecutorError, PolicyError, InformationError)
+    return isinstance(error, (*written, VllmUnavailableError))
 
 
 @app.command()
@@ -152,6 +162,7 @@ def run(
         float | None, typer.Option(help="Requests/s for a trace without arrival times.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write tables and manifest here.")] = None,
+    timeline: TimelineOption = None,
 ) -> None:
     """Play one episode per policy and print its figures.
 
@@ -169,7 +180,10 @@ def run(
     pairs = _pairs(world, engine_policy, router_policy, live)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # a wrong path costs no episodes
-    results = _play(world, pairs, 1.0 if load is None else load, seed, workload, live)
+    seen = timeline_of(timeline, len(pairs), simulated=live is None)
+    results = _play(world, pairs, 1.0 if load is None else load, seed, workload, live, seen)
+    if seen is not None and timeline is not None:
+        write_timeline_file(timeline, seen, world, f"{pairs[0][0]} + {pairs[0][1]}")
     tables.show(tables.comparison(_title(world, load, trace, live), results))
     if len(results) == 1:
         tables.show(tables.details(results[0].result))
@@ -244,18 +258,18 @@ def _play(
     seed: int,
     workload: Workload | None,
     live: LiveOptions | None,
+    seen: Timeline | None,
 ) -> list[tables.Played]:
     from synergy_gym.evaluation.runner import evaluate
 
     results = []
-    backend = "sim" if live is None else "vllm"
+    options: dict[str, Any] = {"backend": "sim" if live is None else "vllm", "live": live}
+    options |= {} if seen is None else {"simulator": seen.simulator}
     with tables.progress() as bar:
         task = bar.add_task("playing", total=len(pairs))
         for engine, router in pairs:
             bar.update(task, description=f"{engine} + {router}")
-            result = evaluate(
-                world, engine, router, load, seed, workload=workload, backend=backend, live=live
-            )
+            result = evaluate(world, engine, router, load, seed, workload=workload, **options)
             results.append(tables.Played(engine, router, result))
             bar.advance(task)
     return results
@@ -288,14 +302,30 @@ def command_line() -> str:
 @app.command()
 def leaderboard(
     out: Annotated[Path, typer.Option(help="Folder for tables, plots and manifest.")],
-    suite: Annotated[str, typer.Option(help="quick, engine, router, joint or full.")] = "quick",
-    jobs: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
+    suite: Annotated[str, typer.Option(help="See `list suites`.")] = "quick",
+    track: Annotated[
+        str | None, typer.Option(help="Only this part of the suite: engine, router or joint.")
+    ] = None,
+    timed: Annotated[
+        bool, typer.Option("--timed", help="Charge a constant per decision to the simulated clock.")
+    ] = False,
+    times: Annotated[
+        Path | None,
+        typer.Option("--decision-times", help="Other constants for --timed, a CSV file."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Worker processes; 1.", min=1)] = None,
+    executor: Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="host:port of the cluster; by default this machine's.")
+    ] = None,
 ) -> None:
     """Play a suite and rank its policies; an interrupted run goes on where it stopped."""
+    from synergy_gym.evaluation.executors import make_executor
     from synergy_gym.evaluation.leaderboard import run_leaderboard
-    from synergy_gym.evaluation.suites import find_suite
+    from synergy_gym.evaluation.suites import chosen_suite
 
-    chosen = find_suite(suite)
+    chosen = chosen_suite(suite, track, timed=timed, decision_times=times)
+    where = make_executor(executor, jobs, ray_address)
     with tables.progress() as bar:
         task = bar.add_task("loading", total=None)
 
@@ -306,7 +336,7 @@ def leaderboard(
 
         try:
             report = run_leaderboard(
-                chosen, out, processes=jobs, command=command_line(), on_progress=on_progress
+                chosen, out, executor=where, command=command_line(), on_progress=on_progress
             )
         except KeyboardInterrupt:
             tables.error(f"interrupted; the same command with --out {out} goes on from here")

@@ -197,7 +197,7 @@ def _figure(name: str, value: Any) -> str:
 
 
 def ranking_table(title: str, ranked: pd.DataFrame, width: int | None = None) -> Table:
-    """A ranking as `synergy_gym.evaluation.tables.ranking` makes it, shares in percent.
+    """A ranking as `synergy_gym.evaluation.scores.ranking` makes it, shares in percent.
 
     `width` in characters is the console's by default.
     """
@@ -205,9 +205,10 @@ def ranking_table(title: str, ranked: pd.DataFrame, width: int | None = None) ->
     columns = [
         Column("rank", lambda row: str(row["rank"])),
         Column("policy", lambda row: str(row["policy"])),
-        Column("all\nloads", lambda row: _share(row["slo_attainment"])),
-        Column("95 %\ninterval", lambda row: f"{_share(row['low'])}..{_share(row['high'])}"),
-        Column("IQM", lambda row: _share(row["iqm"]), 5),
+        Column("IQM", lambda row: _share(row["iqm"])),
+        Column("95 %\ninterval", _score_interval),
+        Column("gap\nclosed", lambda row: _share(row["gap"]), 6),
+        Column("mean", lambda row: _share(row["slo_attainment"]), 5),
         *(Column(name.replace(" ", "\n"), _share_of(name)) for name in loads),
         Column("capacity\nload", lambda row: str(row["capacity_text"])),
         Column("TTFT s\np99", lambda row: number(row["ttft_p99_s"]), 1),
@@ -218,6 +219,10 @@ def ranking_table(title: str, ranked: pd.DataFrame, width: int | None = None) ->
     rows = ranked.to_dict("records")
     text = f"{title}: requests that met every SLO, %"
     return _fitted(text, columns, rows, 2, width or _console().width)
+
+
+def _score_interval(row: Any) -> str:
+    return f"{_share(row['iqm_low'])}..{_share(row['iqm_high'])}"
 
 
 def _share(value: float) -> str:

@@ -6,6 +6,9 @@ randomness still meet the same traffic (invariant 9).
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import numpy as np
 
 _STREAMS = {"arrivals": 1, "lengths": 2, "content": 3, "noise": 4, "policy": 5}
@@ -23,8 +26,14 @@ def policy_stream(seed: int, engine: int | None = None) -> np.random.Generator:
     """The generator of the router policy, or of the policy of engine `engine`.
 
     Environments and evaluation both ask here, so that a policy that draws decides alike in both.
+    It draws what `stream` draws, but is opaque: `bit_generator.seed_seq`, which `spawn` uses, is
+    made of a hash and does not name the seed.
     """
-    return stream(seed, "policy", 0 if engine is None else 1 + engine)
+    drawn: Any = stream(seed, "policy", 0 if engine is None else 1 + engine).bit_generator.state
+    digest = hashlib.sha256(repr(drawn).encode()).digest()
+    opaque = np.random.PCG64(np.random.SeedSequence(int.from_bytes(digest, "big")))
+    opaque.state = drawn
+    return np.random.Generator(opaque)
 
 
 def stream_seed(seed: int, name: str, index: int = 0) -> int:

@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "rewards": {"types", "metrics"},
     "scenario": MODEL,
     "sim": {*MODEL, "scenario"},
-    "policies": {"types", "actions", "features", "observation", "latency", "jit"},
+    "policies": {"arrays", "types", "actions", "features", "observation", "latency", "jit"},
     "live": PLAY,
     "envs": {*PLAY, "live"},
     "evaluation": {*PLAY, "envs", "live"},

@@ -146,7 +146,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     expected = {
         "scenarios": list_scenarios(),
         "policies": [*engine_policies(), *router_policies()],
-        "suites": ["quick", "engine", "router", "full"],
+        "suites": ["quick", "full"],
         "envs": ["SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v0"],
         "traces": ["azure"],
     }

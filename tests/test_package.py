@@ -21,7 +21,7 @@ HEAVY = (
     *("torch", "stable_baselines3", "sb3_contrib", "vllm", "ray", "pandas", "matplotlib"),
     *("numba", "scipy", "pydantic", "typer", "rich", "pooch"),
 )
-MODULE_OF = {"jinja2": "jinja2", "prometheus-client": "prometheus_client"}
+MODULE_OF = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
 
 
 def run_python(code: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -72,7 +72,7 @@ def test_block_runs(page: str, index: int, tmp_path: Path) -> None:
 
 
 def test_there_is_something_to_run() -> None:
-    assert [page for page, _ in CODE].count("README.md") == 2
+    assert [page for page, _ in CODE].count("README.md") == 3
     assert len(COMMANDS) >= 10
 
 

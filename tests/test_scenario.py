@@ -4,6 +4,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,9 @@ REQUIRED = {
     "flowgpt-8xh100-llama8b": ("1xH100",) * 8,
     "hetero-3": ("1xH100", "1xA100", "2xA6000"),
     "long-context-4xh100": ("1xH100",) * 4,
+    "chat-h100-refit": ("1xH100",),
+    "summarization-h100-refit": ("1xH100",),
+    "flowgpt-8xh100-llama8b-refit": ("1xH100",) * 8,
     "smoke": ("1xH100",),
     "smoke-cluster": ("1xH100", "1xH100", "1xA100"),
     "live-chat": ("1-cpu-thread",),
@@ -338,6 +342,19 @@ def test_a_profile_without_a_published_model_is_refused(smoke: Edit, tmp_path: P
     with pytest.raises(ScenarioError, match=r"profile 'own.toml'; use clock = .measured"):
         load_scenario(smoke(SATURATION, own))
     assert load_scenario(smoke(own)).clock == "measured"
+
+
+@pytest.mark.parametrize("name", [n for n in list_scenarios() if n.endswith("-refit")])
+def test_a_refit_twin_differs_in_its_clock_alone(name: str) -> None:
+    twin, base = load_scenario(name), load_scenario(name.removesuffix("-refit"))
+    assert {e.profile for e in twin.engines} == {"h100-llama-3.1-8b-8xh100run"}
+    assert {e.profile for e in base.engines} == {"h100-llama-3.1-8b"}
+    assert twin.rate_rps != base.rate_rps
+    assert f"calibrate {name}`" in twin.rate_source
+    pairs = zip(twin.engines, base.engines, strict=True)
+    engines = tuple(replace(ours, profile=theirs.profile) for ours, theirs in pairs)
+    same = replace(twin, engines=engines, terms=base.terms, name=base.name, rate_rps=base.rate_rps)
+    assert same.hash() == base.hash()
 
 
 UNPUBLISHED = ("live-", "heldout-rtxpro-")

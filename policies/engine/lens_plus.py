@@ -10,7 +10,9 @@ Information class: engine.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,6 +37,8 @@ from synergy_gym.types import (
 PUBLISH_EVERY = 8
 """Decisions between two adverts of the model's coefficients."""
 MIXED_PROBE_TOKENS = 512
+INFLOW_S = 10.0
+"""Time constant of the prompt tokens that come in."""
 HOPELESS = 0.5
 """A prompt is late anyway when its slack is below this share of its own work."""
 MAX_BACKGROUND_STEPS = 200
@@ -60,6 +64,8 @@ class LensPlus(EnginePolicy):
         long: quantile that it is not expected to exceed.
     """
 
+    version: ClassVar[int] = 2
+
     margin: float = 0.9
     sacrifice: float = 0.02
     slower: float = 1.2
@@ -79,7 +85,9 @@ class LensPlus(EnginePolicy):
         self._tail = np.zeros(pacing.TAIL_SIZE)
         self._heap, self._slack = np.zeros(2), np.zeros(1)
         self._keep = np.zeros(1, np.int64)
-        self._knobs = np.array([0.0, self.margin, self.sacrifice, self.slower])
+        self._knobs = np.array([0.0, self.margin, self.sacrifice, self.slower, 0.0])
+        self._inflow_tokens, self._then_s = 0.0, 0.0
+        self._prefilled, self._backlog = 0, 0.0
         self._sortable = spec.scheduling == "fcfs"
         self._uncached = 1.0
         self._saved_ms = 0.0
@@ -88,7 +96,8 @@ class LensPlus(EnginePolicy):
         self._decisions = 0
 
     def observe(self, step: StepReport) -> None:
-        """Learn the step's time."""
+        """Learn the step's time, and how much prefill it did."""
+        self._prefilled += step.prefill_tokens
         self._model.observe(StepFeatures.of(step), step.step_s * 1e3, step.start_s)
 
     def decide(self, engine: EngineView) -> BatchDecision:
@@ -96,7 +105,7 @@ class LensPlus(EnginePolicy):
         running, waiting = engine.running, engine.waiting
         self._decisions += 1
         self._lengths.look(engine.now_s, running, waiting)
-        self._look(engine.spec, running, waiting)
+        self._look(engine, running, waiting)
         limit = engine.spec.max_num_batched_tokens
         decodes = int(self._work[pacing.DECODES])
         if decodes == 0:
@@ -122,26 +131,41 @@ class LensPlus(EnginePolicy):
             advert=advert,
         )
 
-    def _look(self, spec: EngineSpec, running: RequestArrays, waiting: RequestArrays) -> None:
+    def _look(self, engine: EngineView, running: RequestArrays, waiting: RequestArrays) -> None:
         """Summarise the running list into `_work`, what its decodes allow, and the backlog."""
         r = running
         pacing.summarize(
             r.prompt_tokens, r.generated_tokens, r.computed_tokens, r.waited_s,
             r.first_token_age_s, r.slo_class, self._limits, self._work,
         )  # fmt: skip
+        if engine.spec.prefix_caching and len(r):
+            share = 1 - r.cached_tokens.sum() / r.prompt_tokens.sum()
+            self._uncached += 0.02 * (share - self._uncached)
+        self._note_inflow(engine.now_s, waiting)
         if self._work[pacing.DECODES]:
             self._knobs[0] = self._lengths.high
+            self._knobs[4] = self._balance_ms()
             pacing.pace(
                 r.prompt_tokens, r.generated_tokens, r.computed_tokens, r.waited_s,
                 r.first_token_age_s, r.slo_class, self._limits, self._lengths.remaining,
                 self._knobs, self._tail, self._model.state, self._work,
             )  # fmt: skip
-        if spec.prefix_caching and len(r):
-            share = 1 - r.cached_tokens.sum() / r.prompt_tokens.sum()
-            self._uncached += 0.02 * (share - self._uncached)
-        self._backlog = float(self._work[pacing.PREFILL_TOKENS])
+
+    def _note_inflow(self, now_s: float, waiting: RequestArrays) -> None:
+        """What came in is what the backlog has grown by, and what was prefilled meanwhile."""
+        backlog = float(self._work[pacing.PREFILL_TOKENS])
         if len(waiting):
-            self._backlog += self._uncached * int(waiting.remaining_prefill_tokens.sum())
+            backlog += self._uncached * int(waiting.remaining_prefill_tokens.sum())
+        came = max(backlog - self._backlog + self._prefilled, 0.0)
+        fade = math.exp(-(now_s - self._then_s) / INFLOW_S)
+        self._inflow_tokens = self._inflow_tokens * fade + came
+        self._backlog, self._prefilled, self._then_s = backlog, 0, now_s
+
+    def _balance_ms(self) -> float:
+        """The step at which prefill keeps up with arrivals beside these decodes; long in vain."""
+        low, slope = self._mixed(int(self._work[pacing.DECODES]), int(self._work[pacing.CONTEXT]))
+        busy = self._inflow_tokens / INFLOW_S / 1e3 * slope
+        return low / (1.0 - busy) if busy < 1.0 else pacing.NEVER
 
     def _prefill_tokens(self, room: int) -> int:
         """Prefill tokens of the next step; 0 while it pays to save up for a larger chunk."""
@@ -161,11 +185,15 @@ class LensPlus(EnginePolicy):
 
     def _quantum_tokens(self, decodes: int, context: int) -> float:
         """Smallest chunk that is worth making a step of decodes a mixed one."""
-        low = self._mixed_ms(decodes, context, 1)
-        high = self._mixed_ms(decodes, context, 1 + MIXED_PROBE_TOKENS)
-        slope = (high - low) / MIXED_PROBE_TOKENS
+        low, slope = self._mixed(decodes, context)
         extra = max(low - self._work[pacing.DECODE_MS], 0.0)
         return self.quantum * extra / slope if slope > 0 else 1.0
+
+    def _mixed(self, decodes: int, context: int) -> tuple[float, float]:
+        """A step of these decodes with one prefill token, ms, and ms per further token."""
+        low = self._mixed_ms(decodes, context, 1)
+        high = self._mixed_ms(decodes, context, 1 + MIXED_PROBE_TOKENS)
+        return low, (high - low) / MIXED_PROBE_TOKENS
 
     def _mixed_ms(self, decodes: int, context: int, tokens: int) -> float:
         return self._model.predict_ms(
@@ -191,7 +219,9 @@ class LensPlus(EnginePolicy):
             self._heap, self._slack = np.zeros(4 * n), np.zeros(2 * n)
             self._keep = np.zeros(2 * n, np.int64)
         slack, order = self._slack[:n], np.empty(n, np.int64)
-        pacing.slack(waiting.waited_s, waiting.slo_class, self._limits, slack)
+        step_ms = min(self._work[pacing.PACE_MS], self._knobs[4])
+        decode_s = self._lengths.high * step_ms / 1e3
+        pacing.slack(waiting.waited_s, waiting.slo_class, self._limits, decode_s, slack)
         punctual: int = pacing.on_time(
             slack.argsort(kind="stable"), slack, waiting.prompt_tokens, waiting.generated_tokens,
             self._uncached / rate, start_s, HOPELESS, self._heap, self._keep, order,

@@ -12,15 +12,19 @@ class `oracle`:
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from synergy_gym.evaluation.jobs import ORACLE
 from synergy_gym.evaluation.manifest import workload_hash
+from synergy_gym.evaluation.runner import EnginePolicySpec, RouterPolicySpec
 from synergy_gym.jit import kernel
 from synergy_gym.policies import pacing
 from synergy_gym.policies.engine.lens_plus import HOPELESS, LensPlus
 from synergy_gym.policies.router.prism_plus import PrismPlus
+from synergy_gym.scenario import load_scenario
 from synergy_gym.types import (
     ADVERT_TERMS,
     NS_PER_S,
@@ -38,7 +42,7 @@ from synergy_gym.types import (
 )
 from synergy_gym.workload.base import Workload
 
-LABEL = "clairvoyant"
+LABEL = ORACLE
 LOST = 0.6
 """A decode is lost when what it may still spend is below this share of what it needs."""
 SCARCE = 0.1
@@ -154,7 +158,7 @@ class ClairvoyantEngine(LensPlus):
         """As lens-plus, but the requests that are given up are those with the most work."""
         n = len(waiting)
         slack, order = np.empty(n), np.empty(n, np.int64)
-        pacing.slack(waiting.waited_s, waiting.slo_class, self._limits, slack)
+        pacing.slack(waiting.waited_s, waiting.slo_class, self._limits, 0.0, slack)
         known = waiting.prompt_tokens + waiting.generated_tokens
         work = self._uncached / rate * known
         punctual: int = cheapest_on_time(
@@ -233,3 +237,21 @@ class ClairvoyantRouter(PrismPlus):
         arrival = np.array([round(request.arrival_s * NS_PER_S)], np.int64)
         length = self.oracle.lengths(arrival, np.array([request.prompt_tokens]))
         return super().route(replace(request, expected_output_tokens=float(length[0])), cluster)
+
+
+def clairvoyant_pair(
+    scenario: str | Path,
+    engine_policy: EnginePolicySpec,
+    router_policy: RouterPolicySpec,
+    load: float,
+    seed: int,
+    horizon_s: float | None = None,
+) -> tuple[EnginePolicySpec, RouterPolicySpec]:
+    """A pair of policies in which the name `clairvoyant` stands for an oracle of the traffic."""
+    world = load_scenario(scenario)
+    if horizon_s is not None:
+        world = replace(world, horizon_s=float(horizon_s))
+    oracle = OutputOracle(world.workload(load, seed))
+    engine = ClairvoyantEngine(oracle) if engine_policy == LABEL else engine_policy
+    router = ClairvoyantRouter(oracle) if router_policy == LABEL else router_policy
+    return engine, router

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 
+from synergy_gym.evaluation.decision_log import DecisionLog, RecordingSimulator, packed
 from synergy_gym.evaluation.runner import EnginePolicySpec, Result, RouterPolicySpec, evaluate
+from synergy_gym.evaluation.timed import Charge, ChargedSimulator
 from synergy_gym.metrics import latencies, scored, select
 
 Track = Literal["engine", "router", "joint"]
@@ -23,6 +21,8 @@ Track = Literal["engine", "router", "joint"]
 TRACK_LAYERS: Mapping[Track, tuple[str, ...]] = MappingProxyType(
     {"engine": ("engine",), "router": ("router",), "joint": ("engine", "router")}
 )
+ORACLE = "clairvoyant"
+"""Name of a policy that stands for the oracle of `evaluation/clairvoyant.py` on a job's traffic."""
 KEY_COLUMNS = ("suite", "scenario", "load", "seed", "engine_policy", "router_policy")
 SUMMARY_COLUMNS = (
     "offered",
@@ -87,7 +87,10 @@ CDF_EDGES_S = np.geomspace(1e-3, 1e4, 281)
 
 @dataclass(frozen=True)
 class Job:
-    """One episode of a table. Policies are names, or objects when played in this process."""
+    """One episode of a table. Policies are names, or objects when played in this process.
+
+    `record` keeps its decisions; it changes nothing in the row.
+    """
 
     suite: str
     scenario: str
@@ -97,6 +100,8 @@ class Job:
     router_policy: RouterPolicySpec
     horizon_s: float | None = None
     warmup_s: float | None = None
+    record: bool = field(default=False, compare=False)
+    charge: Charge | None = None
 
     @property
     def key(self) -> tuple[str, str, float, int, str, str]:
@@ -121,24 +126,18 @@ def competitor(track: Track, row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What one job yields: a row of each table, and its latency histograms."""
+    """What one job yields: a row of each table, its latency histograms and its policies' entries.
+
+    `decisions` is the file of its decisions (`evaluation/decision_log.py`) where they were
+    recorded; `decisions_sha256` the hash of that file, empty without one.
+    """
 
     row: dict[str, Any]
     timing: dict[str, Any]
     histograms: dict[str, list[int]]
-    policies: dict[str, dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Outcome of many jobs."""
-
-    results: dict[Job, JobResult] = field(default_factory=dict)
-    failures: dict[Job, str] = field(default_factory=dict)
-
-
-OnResult = Callable[[Job, JobResult | str], None]
-Play = Callable[[Job], JobResult]
+    policies: dict[str, dict[str, Any]]
+    decisions: bytes | None = None
+    decisions_sha256: str = ""
 
 
 def label(policy: Any) -> str:
@@ -156,22 +155,43 @@ def run_job(job: Job) -> JobResult:
     Raises:
         PolicyError, ScenarioError, ValueError: as `evaluate`.
     """
+    log = DecisionLog() if job.record else None
     result = evaluate(
         job.scenario,
-        job.engine_policy,
-        job.router_policy,
+        *_players(job),
         job.load,
         job.seed,
         horizon_s=job.horizon_s,
         warmup_s=job.warmup_s,
+        simulator=job_simulator(job, log),
     )
+    decisions = None if log is None else packed(log, job.key)
     key = dict(zip(KEY_COLUMNS, job.key, strict=True))
     return JobResult(
         row={**key, **episode_row(result)},
         timing={**key, **result.timings},
         histograms=latency_histograms(result),
         policies={name: result.manifest[f"{name}_policy"] for name in ("engine", "router")},
+        decisions=decisions,
+        decisions_sha256="" if decisions is None else hashlib.sha256(decisions).hexdigest(),
     )
+
+
+def _players(job: Job) -> tuple[EnginePolicySpec, RouterPolicySpec]:
+    """The policies of a job; oracles are made for its traffic."""
+    given = (job.engine_policy, job.router_policy)
+    if ORACLE not in given:
+        return given
+    from synergy_gym.evaluation.clairvoyant import clairvoyant_pair
+
+    return clairvoyant_pair(job.scenario, *given, job.load, job.seed, job.horizon_s)
+
+
+def job_simulator(job: Job, log: DecisionLog | None = None) -> Callable[..., Any] | None:
+    """What makes a job's simulator; `None`: the plain one. `log` gets the decisions."""
+    if job.charge is not None:
+        return partial(ChargedSimulator, job.charge, log or DecisionLog())
+    return None if log is None else partial(RecordingSimulator, log)
 
 
 def episode_row(result: Result) -> dict[str, Any]:
@@ -195,69 +215,6 @@ def latency_histograms(result: Result) -> dict[str, list[int]]:
         name: np.histogram(seconds[np.isfinite(seconds)], bins)[0].tolist()
         for name, seconds in (("ttft", values.ttft_s), ("e2e", values.e2e_s))
     }
-
-
-def run_jobs(
-    jobs: Sequence[Job],
-    processes: int = 1,
-    on_result: OnResult | None = None,
-    play: Play | None = None,
-) -> Batch:
-    """Play jobs here or in spawned processes; one that fails does not stop the others.
-
-    `on_result` is called in this process as each job ends, with its result or its error.
-    `play` plays one job, `run_job` unless given; several processes need one that can be pickled.
-    """
-    batch = Batch()
-
-    def finish(job: Job, outcome: JobResult | str) -> None:
-        if isinstance(outcome, str):
-            batch.failures[job] = outcome
-        else:
-            batch.results[job] = outcome
-        if on_result is not None:
-            on_result(job, outcome)
-
-    workers = min(max(processes, 1), max(len(jobs), 1), 4 * (os.cpu_count() or 1))
-    if workers == 1:
-        for job in jobs:
-            finish(job, _attempt(play or run_job, job))
-    else:
-        _run_pool(jobs, workers, finish, play or run_job)
-    return batch
-
-
-def _attempt(play: Play, job: Job) -> JobResult | str:
-    try:
-        return play(job)
-    except Exception as error:  # a broken policy must not cost the other rows
-        return describe(error)
-
-
-def _run_pool(jobs: Sequence[Job], workers: int, finish: OnResult, play: Play) -> None:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent)
-    try:
-        futures: dict[Future[JobResult | str], Job] = {
-            pool.submit(_attempt, play, job): job for job in jobs
-        }
-        for future in as_completed(futures):
-            error = future.exception()
-            finish(futures[future], describe(error) if error else future.result())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end with it even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
-
-
-def _end_after(process: BaseProcess) -> None:
-    process.join()
-    os._exit(1)
 
 
 def describe(error: BaseException) -> str:

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
-from synergy_gym.evaluation.jobs import (
-    COLUMNS,
-    KEY_COLUMNS,
-    Job,
-    JobResult,
-    run_jobs,
+from synergy_gym.evaluation.board import (
+    LATENCY_FILE,
+    MANIFEST_FILE,
+    RESULTS_FILE,
+    TIMINGS_FILE,
+    latency_text,
+    pooled_latency,
+    read_board,
+    render_board,
 )
-from synergy_gym.evaluation.manifest import software, source_hash, write_json
+from synergy_gym.evaluation.bounds_file import BOUNDS_FILE, read_bounds, write_bounds
+from synergy_gym.evaluation.decision_log import FORMAT
+from synergy_gym.evaluation.executors import Batch, Executor, Play, run_jobs
+from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, Job, JobResult
+from synergy_gym.evaluation.manifest import software, write_json, write_whole
+from synergy_gym.evaluation.progress import (
+    DECISIONS,
+    PROGRESS_FILE,
+    ProgressLog,
+    decisions_name,
+)
+from synergy_gym.evaluation.scores import ranking
 from synergy_gym.evaluation.suites import Part, Suite
-from synergy_gym.evaluation.tables import Row, ranking, sorted_rows, write_csv
-from synergy_gym.scenario import load_scenario
+from synergy_gym.evaluation.tables import Row, csv_text, sorted_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PROGRESS_FILE = "progress.jsonl"
+Record = Literal["none", "sample", "all"]
+RECORD_RULES: Mapping[Record, str] = MappingProxyType(
+    {
+        "none": "no row has its decisions recorded",
+        "sample": (
+            "every row at a scenario's first seed and the load nearest to 1.0 has its decisions "
+            "recorded"
+        ),
+        "all": "every row has its decisions recorded",
+    }
+)
+"""Which rows keep their decisions, by the word that asks for it."""
 TIMING_COLUMNS = (
     *KEY_COLUMNS,
     "build_s",
@@ -46,6 +71,7 @@ class Report:
     out: Path
     results: dict[Job, JobResult]
     failures: dict[Job, str]
+    record: Record = "sample"
 
     @property
     def rows(self) -> list[Row]:
@@ -54,61 +80,17 @@ class Report:
 
     def rankings(self) -> list[tuple[Part, pd.DataFrame]]:
         """One ranking per part of the suite that has rows."""
-        pairs = []
+        pairs, bounds = [], read_bounds(self.out / BOUNDS_FILE)
         for part in self.suite.parts:
             rows = part.rows(self.rows)
             if rows:
-                pairs.append((part, ranking(rows, part.track)))
+                pairs.append((part, ranking(rows, part.track, bounds)))
         return pairs
 
     @property
     def timings(self) -> list[Row]:
         """The rows of `timings.csv`, sorted."""
         return sorted_rows(result.timing for result in self.results.values())
-
-
-class ProgressLog:
-    """Finished jobs on disk, one JSON line each, written as they finish.
-
-    A line counts only for the same job, scenario content, package sources and version.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.version = source_hash()
-        self._hashes: dict[str, str] = {}
-
-    def load(self, jobs: Sequence[Job]) -> dict[Job, JobResult]:
-        """Results of earlier runs that still hold."""
-        wanted = {self._stamp(job): job for job in jobs}
-        found = {}
-        for line in self._lines():
-            job = wanted.get(json.dumps(line["job"]))
-            if job is not None:
-                found[job] = JobResult(**line["result"])
-        return found
-
-    def append(self, job: Job, result: JobResult) -> None:
-        """Add one finished job; the line is on disk when this returns."""
-        line = json.dumps({"job": json.loads(self._stamp(job)), "result": asdict(result)})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    def _lines(self) -> list[dict[str, Any]]:
-        """The whole lines; a last one that was cut off is removed from the file."""
-        if not self.path.is_file():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.path.write_text(whole, encoding="utf-8")
-        return [json.loads(line) for line in whole.splitlines()]
-
-    def _stamp(self, job: Job) -> str:
-        if job.scenario not in self._hashes:
-            self._hashes[job.scenario] = load_scenario(job.scenario).hash()
-        window = (job.horizon_s, job.warmup_s)
-        return json.dumps([*job.key, *window, self._hashes[job.scenario], self.version])
 
 
 def run_leaderboard(
@@ -118,12 +100,15 @@ def run_leaderboard(
     processes: int = 1,
     command: str = "",
     on_progress: OnProgress | None = None,
+    play: Play | None = None,
+    record: Record = "sample",
+    executor: Executor | None = None,
 ) -> Report:
     """Play every job of a suite and write its files into `out`.
 
     Finished jobs are kept in `out/progress.jsonl` until all are done, so the same call
-    after an interruption plays only what is missing. `results.csv` does not depend on
-    the number of processes.
+    after an interruption, however sudden, plays only what is missing. `results.csv` does not
+    depend on who plays: processes, executor or machine.
 
     Args:
         suite: what to play.
@@ -131,55 +116,102 @@ def run_leaderboard(
         processes: worker processes; 1 plays in this one.
         command: recorded in the manifest.
         on_progress: called with (finished, all, text) at the start and after each job.
+        play: as `run_jobs`.
+        record: which rows keep their decisions (`RECORD_RULES`).
+        executor: as `run_jobs`.
+
+    Raises:
+        FolderInUseError: another run writes into `out`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    jobs = suite.jobs()
     log = ProgressLog(out / PROGRESS_FILE)
-    results = log.load(jobs)
-    missing = [job for job in jobs if job not in results]
-    done = len(results)
+    with log.locked():
+        jobs = to_record(suite.jobs(), record)
+        results = log.load(jobs)
+        batch = _play_missing(
+            jobs,
+            results,
+            log,
+            on_progress,
+            partial(run_jobs, processes=processes, play=play, executor=executor),
+        )
+        report = Report(suite, out, {**results, **batch.results}, batch.failures, record)
+        write_report(report, command, processes)
+        if not report.failures:
+            log.remove()
+    return report
+
+
+def _play_missing(
+    jobs: Sequence[Job],
+    known: dict[Job, JobResult],
+    log: ProgressLog,
+    on_progress: OnProgress | None,
+    run: Callable[..., Batch],
+) -> Batch:
+    done = len(known)
+    tell = on_progress or (lambda done, total, text: None)
 
     def on_result(job: Job, outcome: JobResult | str) -> None:
         nonlocal done
         done += 1
         if isinstance(outcome, JobResult):
             log.append(job, outcome)
-        if on_progress is not None:
-            on_progress(done, len(jobs), str(job))
+        tell(done, len(jobs), str(job))
 
-    if on_progress is not None:
-        on_progress(done, len(jobs), f"{done} rows of an earlier run" if done else "starting")
-    batch = run_jobs(missing, processes, on_result)
-    report = Report(suite, out, {**results, **batch.results}, batch.failures)
-    write_report(report, command)
-    if not report.failures:
-        log.path.unlink(missing_ok=True)
-    return report
+    tell(done, len(jobs), f"{done} rows of an earlier run" if done else "starting")
+    return run([job for job in jobs if job not in known], on_result=on_result)
 
 
-def write_report(report: Report, command: str) -> None:
-    """Write results.csv, timings.csv, leaderboard.md, plots and manifest.json."""
-    from synergy_gym.evaluation.page import leaderboard_text
-    from synergy_gym.evaluation.plots import write_plots
+def to_record(jobs: Sequence[Job], record: Record) -> list[Job]:
+    """The same jobs, those that `record` chooses marked to keep their decisions."""
+    if record != "sample":
+        return [replace(job, record=record == "all") for job in jobs]
+    cells: dict[tuple[Any, ...], tuple[float, int]] = {}
+    for job in jobs:
+        world = (job.scenario, job.horizon_s, job.warmup_s)
+        cell = (abs(job.load - 1.0), job.seed)
+        cells[world] = min(cells.get(world, cell), cell)
+    return [
+        replace(
+            job,
+            record=cells[job.scenario, job.horizon_s, job.warmup_s]
+            == (abs(job.load - 1.0), job.seed),
+        )
+        for job in jobs
+    ]
 
+
+def write_report(report: Report, command: str, processes: int = 1) -> None:
+    """Write the data of a board, then the pages that are made from them."""
     out = report.out
-    write_csv(out / "results.csv", report.rows, COLUMNS)
-    write_csv(out / "timings.csv", report.timings, TIMING_COLUMNS)
-    write_json(out / "manifest.json", leaderboard_manifest(report, command))
-    plots = write_plots(report, out / "plots")
-    text = leaderboard_text(report, [path.relative_to(out).as_posix() for path in plots])
-    (out / "leaderboard.md").write_text(text, encoding="utf-8")
+    remove_old_decisions(report)
+    write_whole(out / RESULTS_FILE, csv_text(report.rows, COLUMNS))
+    write_whole(out / TIMINGS_FILE, csv_text(report.timings, TIMING_COLUMNS))
+    write_whole(out / LATENCY_FILE, latency_text(pooled_latency(report.results.values())))
+    write_json(out / MANIFEST_FILE, leaderboard_manifest(report, command))
+    write_bounds(out / BOUNDS_FILE, report.suite, processes)
+    render_board(read_board(out))
+
+
+def remove_old_decisions(report: Report) -> None:
+    """Remove files of decisions that belong to no row of the report."""
+    names = {decisions_name(job.key) for job, r in report.results.items() if r.decisions_sha256}
+    for path in (report.out / DECISIONS).glob("*"):
+        if path.name not in names:
+            path.unlink()
 
 
 def leaderboard_manifest(report: Report, command: str) -> dict[str, Any]:
     """Scenario hashes, policies with parameter hashes, seeds, loads, software, command."""
     rows = report.rows
     policies: dict[str, dict[str, Any]] = {"engine": {}, "router": {}}
-    for result in report.results.values():
+    for _, result in sorted(report.results.items(), key=lambda item: item[0].key):
         for layer, entry in result.policies.items():
-            policies[layer][result.row[f"{layer}_policy"]] = entry
+            policies[layer].setdefault(result.row[f"{layer}_policy"], entry)
     return {
         "suite": report.suite.name,
+        "description": report.suite.description,
         "parts": [asdict(part) for part in report.suite.parts],
         "command": command,
         "scenarios": {row["scenario"]: row["scenario_hash"] for row in rows},
@@ -188,5 +220,30 @@ def leaderboard_manifest(report: Report, command: str) -> dict[str, Any]:
         "seeds": sorted({row["seed"] for row in rows}),
         "episodes": len(rows),
         "failures": {str(job): text for job, text in report.failures.items()},
+        "decisions": decisions_entry(report),
+        **charged_entry(report.suite),
         **software(),
+    }
+
+
+def charged_entry(suite: Suite) -> dict[str, Any]:
+    """Of the timed variant: what a decision costs, seconds by layer and policy."""
+    if suite.decision_s is None:
+        return {}
+    layers = suite.decision_s.items()
+    return {"decision_s": {layer: dict(times) for layer, times in layers}}
+
+
+def decisions_entry(report: Report) -> dict[str, Any]:
+    """Which rows have their decisions recorded, and the hashes of those files."""
+    files = {
+        decisions_name(job.key): {"key": list(job.key), "sha256": result.decisions_sha256}
+        for job, result in report.results.items()
+        if result.decisions_sha256
+    }
+    return {
+        "format": FORMAT,
+        "recorded": report.record,
+        "rule": RECORD_RULES[report.record],
+        "files": dict(sorted(files.items())),
     }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 import synergy_gym
@@ -18,6 +21,30 @@ from synergy_gym.scenario import Scenario
 from synergy_gym.workload.base import Workload
 
 PACKAGES = ("gymnasium", "llvmlite", "matplotlib", "numba", "numpy", "pandas", "scipy")
+DYNAMICS = (
+    "actions",
+    "arrays",
+    "evaluation/clairvoyant",
+    "evaluation/jobs",
+    "evaluation/runner",
+    "evaluation/timed",
+    "features",
+    "jit",
+    "latency/",
+    "metrics",
+    "observation",
+    "policies/",
+    "router_table",
+    "scenario.py",
+    "scenario_schema",
+    "seeding",
+    "sim/",
+    "specs",
+    "strict_toml",
+    "types",
+    "workload/",
+)
+"""What `dynamics_hash` covers: beginnings of paths inside the package."""
 SOURCE_SUFFIXES = frozenset({".py", ".toml", ".npz"})
 
 
@@ -25,6 +52,7 @@ def policy_entry(policy: Policy) -> dict[str, Any]:
     """The text that makes a policy again, its parameters and its hash."""
     return {
         "policy": policy.label,
+        "version": policy.version,
         "parameters": policy.parameters(),
         "sha256": policy.policy_hash(),
         "information": sorted(policy.information),
@@ -68,14 +96,40 @@ def episode_manifest(
 
 
 def software() -> dict[str, Any]:
-    """Versions of this package, its sources, Python and the packages that compute."""
+    """Versions of what computes: environments, sources, Python, packages, the machine."""
     return {
         "synergy_gym": synergy_gym.__version__,
+        "environments": environment_ids(),
+        "dynamics_sha256": dynamics_hash(),
         "source_sha256": source_hash(),
+        **platform_entry(),
+    }
+
+
+def platform_entry() -> dict[str, Any]:
+    """What a policy's floating-point decisions can depend on beside the sources.
+
+    NumPy takes other code on processors with other vector instructions (`simd`, its widest
+    set here), and that code may differ in the last bit.
+    """
+    return {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "simd": _simd(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def environment_ids() -> list[str]:
+    """Ids of this package's environments, versions included, sorted."""
+    return sorted(name for name in gymnasium.registry if name.startswith("SynergyGym/"))
+
+
+def _simd() -> str:
+    config: Any = np.show_config(mode="dicts")
+    extensions = config.get("SIMD Extensions", {})
+    found = [*extensions.get("baseline", ()), *extensions.get("found", ())]
+    return found[-1] if found else "unknown"
 
 
 def _version(name: str) -> str:
@@ -87,34 +141,64 @@ def _version(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def source_hash() -> str:
-    """SHA-256 over the library's own sources, scenarios, profiles and trained agents.
+    """SHA-256 over the library's own sources, scenarios, profiles and trained agents."""
+    return _hash_of(name for name, _ in _source_files())
 
-    Results of an interrupted run are reused only while this stays the same.
+
+@lru_cache(maxsize=1)
+def dynamics_hash() -> str:
+    """SHA-256 over the sources and data that decide results, policies included.
+
+    Command lines, reports, training and live engines are not in it, nor are the scenarios'
+    files: a row names its scenario's own hash. Finished episodes of an interrupted run are
+    reused only while this stays the same.
     """
+    return _hash_of(name for name, _ in _source_files() if name.startswith(DYNAMICS))
+
+
+def _hash_of(names: Iterable[str]) -> str:
+    files = dict(_source_files())
     digest = hashlib.sha256()
-    for path in sorted(_source_files(), key=lambda item: item[0]):
-        digest.update(path[0].encode())
-        digest.update(path[1].read_bytes())
+    for name in sorted(names):
+        digest.update(name.encode())
+        digest.update(files[name].read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
 
 
 def _source_files() -> list[tuple[str, Path]]:
+    """Files by their path inside the installed package, wherever they lie."""
     root = Path(synergy_gym.__file__).parent
-    folders = {"": root, **{name: root.parent / name for name in ("envs", "policies")}}
+    folders = {"": root, **{f"{name}/": root.parent / name for name in ("envs", "policies")}}
     if (root / "policies").is_dir():
         folders = {"": root}
-    files = []
-    for name, folder in folders.items():
-        for path in folder.rglob("*"):
-            if path.suffix in SOURCE_SUFFIXES and path.is_file():
-                files.append((f"{name}/{path.relative_to(folder).as_posix()}", path))
-    return files
+    return [
+        (f"{name}{path.relative_to(folder).as_posix()}", path)
+        for name, folder in folders.items()
+        for path in folder.rglob("*")
+        if path.suffix in SOURCE_SUFFIXES and path.is_file()
+    ]
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with sorted keys; NaN becomes null, NumPy values plain ones."""
     text = json.dumps(_plain(content), indent=2, sort_keys=True, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, text + "\n")
+
+
+def part_of(path: Path) -> Path:
+    """Where `write_whole` begins a file; left behind only by a run that was killed."""
+    return path.with_name(f".{path.name}.part")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Put a file in its place at once: a reader finds the old content or all of the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    part = part_of(path)
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def _plain(value: Any) -> Any:

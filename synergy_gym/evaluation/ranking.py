@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from synergy_gym.evaluation.jobs import Job, Track, competitor, label, run_jobs
+from synergy_gym.evaluation.executors import run_jobs
+from synergy_gym.evaluation.jobs import Job, Track, competitor, label
+from synergy_gym.evaluation.scores import ranking
 from synergy_gym.evaluation.suites import (
     DEFAULT_ENGINE,
     DEFAULT_ROUTER,
@@ -14,7 +16,6 @@ from synergy_gym.evaluation.suites import (
     JOINT_PAIRS,
     ROUTER_POLICIES,
 )
-from synergy_gym.evaluation.tables import ranking
 from synergy_gym.scenario import load_scenario
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def rank(
         processes: more than one needs policies that can be pickled.
 
     Returns:
-        The table of `synergy_gym.evaluation.tables.ranking`, best policy first.
+        The table of `synergy_gym.evaluation.scores.ranking`, best policy first.
 
     Raises:
         ValueError: an unknown track, two policies with one name, or no pair where one is due.

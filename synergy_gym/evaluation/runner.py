@@ -229,6 +229,11 @@ def _reset(policy: EnginePolicy | RouterPolicy, *arguments: Any) -> None:
         raise _raised(f"policy {policy.label!r} in reset", error) from error
 
 
+def _copies(*given: Any) -> tuple[Any, ...]:
+    """What a policy is given to keep: it shares nothing with what the episode is scored by."""
+    return copy.deepcopy(given)
+
+
 def resolve_scenario(scenario: ScenarioSpec) -> Scenario:
     """The scenario of that name or file, or the object itself."""
     return load_scenario(scenario) if isinstance(scenario, (str, Path)) else scenario
@@ -253,7 +258,7 @@ def _fresh_engine_policies(
     policies = []
     for index, engine in enumerate(world.engines):
         policy = copy.deepcopy(make_engine_policy(spec))
-        _reset(policy, policy_stream(seed, index), engine, world.slos)
+        _reset(policy, policy_stream(seed, index), *_copies(engine, world.slos))
         policies.append(policy)
     return policies
 
@@ -299,13 +304,13 @@ def evaluate(
     world = resolve_scenario(scenario)
     if workload is not None:
         world = trace_window(world, workload)
-    world = _with_window(world, warmup_s, horizon_s)
+    world = windowed(world, warmup_s, horizon_s)
     rng = policy_stream(seed)
     router = copy.deepcopy(make_router_policy(router_policy))
     asked = make_engine_policy(engine_policy)
     manifest = episode_manifest(world, asked, router, load, seed, workload)
     engines = _fresh_engine_policies(engine_policy, world, seed)
-    _reset(router, rng, tuple(world.engines), tuple(world.slos))
+    _reset(router, rng, *_copies(tuple(world.engines), tuple(world.slos)))
     options = _prepared(_backend(backend, live), router, world)
     began, rules = time.perf_counter(), [policy.rule() for policy in engines]
     episode = {"scenario": world, "load": load, "seed": seed, "workload": workload, "rules": rules}
@@ -317,7 +322,7 @@ def evaluate(
         player.play()
         timings = _timings(player, built - began, time.perf_counter() - built, rules)
         manifest |= {} if options is None else {"live": sim.live_report()}
-    return _result(world, sim, timings, manifest, record_itl)
+    return episode_result(world, sim, timings, manifest, record_itl)
 
 
 def _backend(backend: str, live: LiveOptions | None) -> LiveOptions | None:
@@ -342,7 +347,12 @@ def _built(options: LiveOptions | None, policy: Any, cls: Any, episode: dict[str
     return build_simulator(**episode, cls=cls)
 
 
-def _with_window(world: Scenario, warmup_s: float | None, horizon_s: float | None) -> Scenario:
+def windowed(world: Scenario, warmup_s: float | None, horizon_s: float | None) -> Scenario:
+    """The scenario with another warm-up or horizon in seconds, where given.
+
+    Raises:
+        ValueError: no scored window is left.
+    """
     changes = {"warmup_s": warmup_s, "horizon_s": horizon_s}
     given = {name: float(value) for name, value in changes.items() if value is not None}
     world = replace(world, **given) if given else world  # type: ignore[arg-type]
@@ -364,9 +374,10 @@ def _timings(player: Player, build_s: float, play_s: float, rules: list[Any]) ->
     return timings
 
 
-def _result(
+def episode_result(
     world: Scenario, sim: Any, timings: dict[str, float], manifest: dict[str, Any], itl: bool
 ) -> Result:
+    """Score what a simulator has played; `itl` adds the inter-token gaps that it kept."""
     records: RequestRecords = sim.records()
     slos = tuple(world.slos)
     window = (round(world.warmup_s * NS_PER_S), round(world.horizon_s * NS_PER_S))

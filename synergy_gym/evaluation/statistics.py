@@ -10,13 +10,14 @@ Two things are different here, and both make intervals wider:
 - A percentile bootstrap of few seeds is too narrow: it divides by n instead of n - 1 and knows no
   Student t. `expanded_level` corrects that (Hesterberg, "What Teachers Should Know About the
   Bootstrap", The American Statistician 69, 2015, section 4.1: the expanded percentile interval).
+  How often the corrected intervals hold: `evaluation/coverage.py`.
 - One seed draws the traffic of all its cells, so cells are not independent. Rows are therefore
   resampled as a whole (`resample="seeds"`); "cells" is rliable's independent resampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -24,7 +25,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from synergy_gym.types import FloatArray
+from synergy_gym.types import FloatArray, IntArray
 
 Statistic = Callable[[FloatArray], FloatArray]
 """Maps `(..., seeds, cells)` to `(...)`."""
@@ -107,34 +108,6 @@ STATISTICS: Mapping[str, Statistic] = MappingProxyType(
 """The aggregates by name."""
 
 
-def stratified_interval(
-    strata: Sequence[FloatArray], *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, resampling within each stratum.
-
-    A stratum holds the seeds of one scenario and load, so the interval covers the spread
-    between seeds and not the difference between loads (rliable's stratified bootstrap). It is
-    too narrow for few seeds; `estimate` corrects that.
-
-    Args:
-        strata: one array of scores per scenario and load.
-        confidence: share of resampled means inside the interval.
-        samples: bootstrap resamples.
-        seed: of the resampling, so that equal scores give equal intervals.
-    """
-    rng = np.random.Generator(np.random.PCG64(seed))
-    filled = [np.asarray(s, np.float64) for s in strata if len(s)]
-    if not filled:
-        return float("nan"), float("nan")
-    totals = np.zeros(samples)
-    for scores in filled:
-        totals += scores[rng.integers(0, len(scores), (samples, len(scores)))].sum(axis=1)
-    means = totals / sum(len(s) for s in filled)
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)
-
-
 def checked_scores(scores: ArrayLike, least: int = 2) -> FloatArray:
     """Scores as a finite `(seeds, cells)` array; one dimension is taken as one cell.
 
@@ -164,6 +137,40 @@ def resampled_rows(
     seeds, cells = shape
     columns = cells if resample == "cells" else 1
     return rng.integers(0, seeds, (samples, seeds, columns))
+
+
+def resampled(
+    scores: FloatArray, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]], statistic: Statistic
+) -> FloatArray:
+    """A statistic of every bootstrap sample; `rows` as `resampled_rows` draws them."""
+    whole = rows.shape[2] == 1
+    if whole and statistic is interquartile_mean:
+        return iqm_of_counts(scores, seed_counts(rows[..., 0]))
+    return statistic(scores[rows, np.arange(scores.shape[1])])
+
+
+def seed_counts(rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> IntArray:
+    """How often each seed is in each sample: `(samples, seeds)` from `(samples, seeds)` indices."""
+    samples, seeds = rows.shape
+    flat = (rows + np.arange(samples)[:, None] * seeds).ravel()
+    counts: IntArray = np.bincount(flat, minlength=samples * seeds).reshape(samples, seeds)
+    return counts
+
+
+def iqm_of_counts(scores: FloatArray, counts: IntArray) -> FloatArray:
+    """`interquartile_mean` of samples that hold each seed's row so many times, without sorting.
+
+    Args:
+        scores: `(seeds, cells)`.
+        counts: `(samples, seeds)`, every row with the sum `seeds`.
+    """
+    order = scores.ravel().argsort(kind="stable")
+    values, size = scores.ravel()[order], scores.size
+    upto = counts[:, order // scores.shape[1]].cumsum(axis=1)
+    cut = int(0.25 * size)  # as scipy.stats.trim_mean
+    kept = np.diff(np.clip(upto, cut, size - cut), prepend=cut, axis=1)
+    means: FloatArray = kept @ values / (size - 2 * cut)
+    return means
 
 
 def expanded_level(scores: FloatArray, resample: Resample, confidence: float) -> float:
@@ -212,8 +219,7 @@ def estimate(
     array = checked_scores(scores)
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = resampled_rows(array.shape, resample, samples, rng)
-    columns = np.arange(array.shape[1])
-    drawn = statistic(array[rows, columns])
+    drawn = resampled(array, rows, statistic)
     level = confidence if method == "percentile" else expanded_level(array, resample, confidence)
     low, high = _middle(drawn, level)
     return Estimate(float(statistic(array)), float(low), float(high))
@@ -223,6 +229,31 @@ def _middle(drawn: FloatArray, level: float) -> FloatArray:
     """Ends of the middle `level` of resampled values, along the last axis."""
     ends: FloatArray = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=-1)
     return ends
+
+
+def paired_estimate(
+    first: ArrayLike,
+    second: ArrayLike,
+    statistic: Statistic = interquartile_mean,
+    *,
+    confidence: float = 0.95,
+    samples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic of the first less that of the second, both resampled with the same seeds.
+
+    Unlike `paired_comparison` the difference is that of two aggregates, not an aggregate of
+    differences: what separates two ranks of a table that is sorted by that aggregate.
+
+    Raises:
+        ValueError: as `checked_scores`, or the shapes differ.
+    """
+    one, two = _pair(first, second)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    rows = resampled_rows(one.shape, "seeds", samples, rng)
+    drawn = resampled(one, rows, statistic) - resampled(two, rows, statistic)
+    low, high = _middle(drawn, expanded_level(one, "seeds", confidence))
+    return Estimate(float(statistic(one) - statistic(two)), float(low), float(high))
 
 
 def probability_of_improvement(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from synergy_gym.evaluation.jobs import TRACK_LAYERS, Job, Track, competitor
+from synergy_gym.evaluation.incident_library import Layer, incidents_of
+from synergy_gym.evaluation.jobs import ORACLE, TRACK_LAYERS, Job, Track, competitor
 from synergy_gym.evaluation.tables import Row, row_key
+from synergy_gym.evaluation.timed import charge_of
+from synergy_gym.evaluation.timed import decision_times as known_times
 from synergy_gym.scenario import load_scenario
 
 ENGINE_POLICIES: tuple[str, ...] = (
@@ -64,6 +70,21 @@ JOINT_PAIRS: tuple[tuple[str, str], ...] = (
     ("lens-plus", "prism-plus"),
 )
 """The joint track, one (engine policy, router policy) a line; the full product is too much."""
+ENGINE_AGENTS: tuple[str, ...] = ("agent:engine-ppo-v1", "agent:engine-dqn-authors-v1")
+ROUTER_AGENTS: tuple[str, ...] = ("agent:router-ppo-v1",)
+"""Trained agents that come with the package; they compete in `full`."""
+MATRIX_ENGINES: tuple[str, ...] = ("vllm-v1", "lens-ref", "lens-plus", "agent:engine-ppo-v1")
+MATRIX_ROUTERS: tuple[str, ...] = ("round-robin", "least-outstanding", "prism-ref", "prism-plus")
+"""Of these two every pair is played in `full`, which shows how the layers interact."""
+FULL_PAIRS: tuple[tuple[str, str], ...] = (
+    *product(MATRIX_ENGINES, MATRIX_ROUTERS),
+    ("vllm-v0", "round-robin"),
+    ("vllm-v1", "session"),
+    ("vllm-v1", "weighted"),
+    ("vllm-v1", "rr-veto"),
+    ("lens-guarded", "prism-fixed"),
+    ("agent:engine-ppo-v1", "agent:router-ppo-v1"),
+)
 DEFAULT_ENGINE = "vllm-v1"
 DEFAULT_ROUTER = "round-robin"
 ENGINE_SCENARIOS = (
@@ -79,6 +100,30 @@ ROUTER_SCENARIOS = (
     "hetero-3",
     "long-context-4xh100",
 )
+HELD_OUT_ENGINE = ("heldout-reasoning-h100",)
+HELD_OUT_ROUTER = (
+    "heldout-flowgpt-12xh100",
+    "heldout-rtxpro-3",
+    "paper-coding-8xh100",
+    "paper-sharegpt-8xh100",
+    "paper-coder-hetero",
+    "paper-sharegpt-hetero",
+)
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        r"heldout-.*": "held-out",
+        r"paper-.*": "paper",
+        r"incident-.*": "incident",
+        r".*-refit": "refit",
+        r".*": "development",
+    }
+)
+"""Scenario families: a pattern of names, and the family of the first that matches."""
+
+
+def family_of(scenario: str) -> str:
+    """The family of a scenario; docs/protocol.md says what each is for."""
+    return next(name for pattern, name in FAMILIES.items() if re.fullmatch(pattern, scenario))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +132,9 @@ class Part:
 
     `track` says who competes. Played is every combination of `engine_policies` and
     `router_policies`, or just `pairs` of (engine policy, router policy) where given. `loads`
-    empty means the scenario's own; `seeds` counts the scenario's test seeds; `horizon_s` and
-    `warmup_s` shorten the episodes.
+    empty means the scenario's own, and `loads_of` names other ones for single scenarios; `seeds`
+    counts the scenario's test seeds; `horizon_s` and `warmup_s` shorten the episodes. `oracles`
+    are pairs that are played and shown, but not ranked.
     """
 
     track: Track
@@ -100,6 +146,8 @@ class Part:
     horizon_s: float | None = None
     warmup_s: float | None = None
     pairs: tuple[tuple[str, str], ...] = ()
+    loads_of: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    oracles: tuple[tuple[str, str], ...] = ()
 
     @property
     def title(self) -> str:
@@ -108,25 +156,33 @@ class Part:
         return "Pairs of policies" if len(layers) > 1 else f"{layers[0].capitalize()} policies"
 
     def matchups(self) -> tuple[tuple[str, str], ...]:
-        """Every (engine policy, router policy) that is played."""
+        """Every (engine policy, router policy) that is played and ranked."""
         return self.pairs or tuple(product(self.engine_policies, self.router_policies))
 
     def competitors(self) -> tuple[str, ...]:
         """Names of the policies or pairs that are ranked, in the order given."""
-        rows = [{"engine_policy": e, "router_policy": r} for e, r in self.matchups()]
+        return self._names(self.matchups())
+
+    def oracle_names(self) -> tuple[str, ...]:
+        """Names of the policies or pairs that are shown and not ranked."""
+        return self._names(self.oracles)
+
+    def _names(self, pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+        rows = [{"engine_policy": e, "router_policy": r} for e, r in pairs]
         return tuple(dict.fromkeys(competitor(self.track, row) for row in rows))
 
     def cells(self) -> Iterator[tuple[str, float, int]]:
         """Every (scenario, load, seed) that is played."""
+        own = dict(self.loads_of)
         for name in self.scenarios:
             scenario = load_scenario(name)
             seeds = scenario.test_seeds[: self.seeds]
-            for load, seed in product(self.loads or scenario.loads, seeds):
+            for load, seed in product(own.get(name) or self.loads or scenario.loads, seeds):
                 yield name, load, seed
 
     def jobs(self, suite: str) -> Iterator[Job]:
         """The episodes of this part, scenario by scenario."""
-        for cell, pair in product(self.cells(), self.matchups()):
+        for cell, pair in product(self.cells(), (*self.matchups(), *self.oracles)):
             yield Job(suite, *cell, *pair, self.horizon_s, self.warmup_s)
 
     def keys(self) -> frozenset[tuple[Any, ...]]:
@@ -146,21 +202,54 @@ class Suite:
     name: str
     description: str
     parts: tuple[Part, ...]
+    decision_s: Mapping[str, Mapping[str, float]] | None = None
+    """Timed variant: seconds that a decision costs, by layer and policy (`evaluation/timed.py`)."""
 
     def jobs(self) -> list[Job]:
-        """Every episode once, in the order in which they are started."""
-        return list(dict.fromkeys(job for part in self.parts for job in part.jobs(self.name)))
+        """Every episode once, in the order in which they are started.
+
+        Raises:
+            ValueError: timed, and no decision time is known for a policy.
+        """
+        jobs = dict.fromkeys(job for part in self.parts for job in part.jobs(self.name))
+        return list(jobs) if self.decision_s is None else [self._charged(job) for job in jobs]
+
+    def _charged(self, job: Job) -> Job:
+        times = self.decision_s or {}
+        return replace(job, charge=charge_of(times, str(job.engine_policy), str(job.router_policy)))
+
+    def timed(self, decision_s: Mapping[str, Mapping[str, float]]) -> Suite:
+        """The suite `NAME-timed`, in which decisions take time; without oracles.
+
+        Args:
+            decision_s: as `evaluation.timed.decision_times` gives them.
+        """
+        parts = tuple(replace(part, oracles=()) for part in self.parts)
+        name = f"{self.name}-timed"
+        return replace(self, name=name, parts=parts, decision_s=decision_s)
+
+    def only(self, track: str) -> Suite:
+        """The suite with its parts of one track.
+
+        Raises:
+            ValueError: it has none.
+        """
+        parts = tuple(part for part in self.parts if part.track == track)
+        if not parts:
+            tracks = ", ".join(dict.fromkeys(part.track for part in self.parts))
+            raise ValueError(f"suite {self.name!r} has no track {track!r}; choose one of {tracks}")
+        return replace(self, parts=parts)
 
 
-def _engine_part(scenarios: tuple[str, ...] = ENGINE_SCENARIOS, **options: Any) -> Part:
+def _engine_part(scenarios: tuple[str, ...], **options: Any) -> Part:
     return Part("engine", scenarios, ENGINE_POLICIES, (DEFAULT_ROUTER,), **options)
 
 
-def _router_part(scenarios: tuple[str, ...] = ROUTER_SCENARIOS, **options: Any) -> Part:
+def _router_part(scenarios: tuple[str, ...], **options: Any) -> Part:
     return Part("router", scenarios, (DEFAULT_ENGINE,), ROUTER_POLICIES, **options)
 
 
-def _joint_part(scenarios: tuple[str, ...] = ROUTER_SCENARIOS, **options: Any) -> Part:
+def _joint_part(scenarios: tuple[str, ...], **options: Any) -> Part:
     return Part("joint", scenarios, pairs=JOINT_PAIRS, **options)
 
 
@@ -173,11 +262,63 @@ _QUICK = (
     _router_part(("hetero-3",), loads=(1.0, 1.5, 2.5), **_SHORT),
     _joint_part(("hetero-3",), loads=(1.5, 2.5), **_SHORT),
 )
-# Eight engines that Python asks in every iteration: 10 to 20 s an episode.
-_JOINT = (
-    _joint_part(("hetero-3",), loads=(1.0, 1.5, 2.5), seeds=2),
-    _joint_part(("flowgpt-8xh100",), loads=(0.8, 1.0, 1.2), seeds=2),
+# Sized in processor time: one minute of a busy engine that Python asks costs about 0.5 s of a core,
+# of one whose rule is compiled 0.01 s. Ten seeds of few loads say more than few seeds of many.
+_FULL: dict[str, Any] = {"seeds": 10, "horizon_s": 120.0, "warmup_s": 30.0}
+_FULL_PARTS = (
+    Part(
+        "engine",
+        (*ENGINE_SCENARIOS, "chat-h100-refit", "summarization-h100-refit", *HELD_OUT_ENGINE),
+        (*ENGINE_POLICIES, *ENGINE_AGENTS),
+        (DEFAULT_ROUTER,),
+        loads=(0.8, 1.0, 1.2, 1.5),
+        loads_of=(
+            ("chat-h100-refit", (1.0, 1.2)),
+            ("summarization-h100-refit", (1.0, 1.2)),
+            ("two-class-h100", (0.8, 1.0, 1.2)),
+            ("heldout-reasoning-h100", (1.0, 1.2)),
+        ),
+        oracles=((ORACLE, DEFAULT_ROUTER),),
+        **_FULL,
+    ),
+    Part(
+        "router",
+        (*ROUTER_SCENARIOS, "flowgpt-8xh100-llama8b-refit", *HELD_OUT_ROUTER),
+        (DEFAULT_ENGINE,),
+        (*ROUTER_POLICIES, *ROUTER_AGENTS),
+        loads=(0.8, 1.0, 1.2, 1.5),
+        loads_of=(
+            ("flowgpt-8xh100-llama8b", (0.8, 1.0, 1.2)),
+            ("hetero-3", (1.0, 1.5, 2.0, 2.5)),
+            ("flowgpt-8xh100-llama8b-refit", (1.0, 1.2)),
+            ("heldout-flowgpt-12xh100", (1.2,)),
+            ("heldout-rtxpro-3", (1.5, 2.5)),
+            ("paper-coding-8xh100", (1.2,)),
+            ("paper-sharegpt-8xh100", (1.2,)),
+            ("paper-coder-hetero", (1.2, 2.0)),
+            ("paper-sharegpt-hetero", (1.2, 2.0)),
+        ),
+        oracles=((DEFAULT_ENGINE, ORACLE),),
+        **_FULL,
+    ),
+    Part(
+        "joint",
+        ("hetero-3", "flowgpt-8xh100", "heldout-rtxpro-3"),
+        pairs=FULL_PAIRS,
+        loads=(1.2,),
+        loads_of=(("hetero-3", (1.5, 2.5)), ("heldout-rtxpro-3", (1.5,))),
+        oracles=((ORACLE, ORACLE),),
+        **_FULL,
+    ),
 )
+
+
+def _incidents(layer: Layer) -> dict[str, Any]:
+    """Each incident of a layer at its own load; what passes is `evaluation/incidents.py`'s."""
+    found = incidents_of(layer)
+    loads_of = tuple((incident.name, (incident.load,)) for incident in found)
+    return {"scenarios": tuple(i.name for i in found), "loads_of": loads_of, "seeds": 3}
+
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -187,13 +328,15 @@ SUITES: dict[str, Suite] = {
             "all policies on one engine and on one small cluster, short episodes, about a minute",
             _QUICK,
         ),
-        Suite("engine", "engine policies on every single-engine scenario", (_engine_part(),)),
-        Suite("router", "router policies on every cluster scenario", (_router_part(),)),
-        Suite("joint", "pairs of policies on a heterogeneous and an equal cluster", _JOINT),
         Suite(
             "full",
-            "engine policies, router policies and pairs of both on every scenario",
-            (_engine_part(seeds=5), _router_part(seeds=5), _joint_part(seeds=5)),
+            "engine policies, router policies and pairs of both, ten seeds, all scenario families",
+            _FULL_PARTS,
+        ),
+        Suite(
+            "incidents",
+            "scenarios rebuilt from public incidents; `synergy-gym incidents` says who passes",
+            (_engine_part(**_incidents("engine")), _router_part(**_incidents("router"))),
         ),
     )
 }
@@ -208,3 +351,29 @@ def find_suite(name: str) -> Suite:
     if name not in SUITES:
         raise ValueError(f"unknown suite {name!r}; choose one of {', '.join(SUITES)}")
     return SUITES[name]
+
+
+def chosen_suite(
+    name: str,
+    track: str | None = None,
+    *,
+    timed: bool = False,
+    decision_times: Path | None = None,
+) -> Suite:
+    """The suite that the command line asks for.
+
+    Args:
+        name: a suite's name.
+        track: only its parts of this track.
+        timed: the variant in which decisions take time.
+        decision_times: other constants for it, a CSV file.
+
+    Raises:
+        ValueError: no such suite or track, constants without `timed`, or a bad file of them.
+    """
+    suite = find_suite(name) if track is None else find_suite(name).only(track)
+    if timed:
+        return suite.timed(known_times(decision_times))
+    if decision_times is not None:
+        raise ValueError(f"--decision-times {decision_times} needs --timed")
+    return suite

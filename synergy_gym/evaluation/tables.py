@@ -1,4 +1,4 @@
-"""Rows of episodes as CSV files and as rankings."""
+"""Rows of episodes as CSV files and as tables; rankings: `evaluation/scores.py`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from synergy_gym.evaluation.capacity import Capacity, capacity_of_curve, mean_capacity
+from synergy_gym.evaluation.capacity import Capacity, capacity_of_curve
 from synergy_gym.evaluation.jobs import KEY_COLUMNS, TRACK_LAYERS, Track, competitor
-from synergy_gym.evaluation.statistics import iqm, stratified_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,25 +53,6 @@ def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
     path.write_text(csv_text(rows, columns), encoding="utf-8", newline="\n")
 
 
-def ranking(rows: Sequence[Row], track: Track) -> pd.DataFrame:
-    """Rank the policies (or pairs) that compete on `track` by their mean attainment, best first.
-
-    Columns: `rank`, `policy`, `slo_attainment` (mean over scenario x load x seed) with its
-    95 % interval `low`..`high` (bootstrap within scenario x load), `iqm`, one `load X`
-    column per offered load, `capacity` (mean over scenarios, in units of load; a scenario
-    whose lowest load misses counts 0, one whose highest attains that load), `capacity_text`
-    (the same with its bounds, as `mean_capacity` writes it), `ttft_p99_s` and `e2e_p99_s`
-    (means), `preemptions` (sum), `episodes`. A policy that misses episodes comes after the
-    complete ones.
-    """
-    import pandas as pd
-
-    table = [_rank_row(chosen, name) for name, chosen in by_competitor(track, rows).items()]
-    most = max((row["episodes"] for row in table), default=0)
-    table.sort(key=lambda row: (row["episodes"] < most, -_number(row["slo_attainment"])))
-    return pd.DataFrame([{"rank": i + 1, **row} for i, row in enumerate(table)])
-
-
 def by_competitor(track: Track, rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each policy or pair that competes on `track`, by name in sorted order."""
     found: dict[str, list[Row]] = {}
@@ -81,39 +61,10 @@ def by_competitor(track: Track, rows: Sequence[Row]) -> dict[str, list[Row]]:
     return dict(sorted(found.items()))
 
 
-def _number(value: float) -> float:
-    return -1.0 if math.isnan(value) else value
-
-
-def _mean(rows: Sequence[Row], column: str) -> float:
+def mean_of(rows: Sequence[Row], column: str) -> float:
+    """Mean of a column over the rows that have a value; NaN without any."""
     values = [row[column] for row in rows if not math.isnan(row[column])]
     return float(np.mean(values)) if values else float("nan")
-
-
-def _rank_row(rows: list[Row], name: str) -> Row:
-    cells: dict[tuple[str, float], list[float]] = {}
-    for row in sorted_rows(rows):
-        cells.setdefault((row["scenario"], row["load"]), []).append(row["slo_attainment"])
-    low, high = stratified_interval([np.array(scores) for scores in cells.values()])
-    loads = sorted({row["load"] for row in rows})
-    capacities = list(capacities_of(rows).values())
-    return {
-        "policy": name,
-        "slo_attainment": _mean(rows, "slo_attainment"),
-        "low": low,
-        "high": high,
-        "iqm": iqm([row["slo_attainment"] for row in rows]),
-        **{
-            f"load {x:g}": _mean([row for row in rows if row["load"] == x], "slo_attainment")
-            for x in loads
-        },
-        "capacity": float(np.mean([capacity.load for capacity in capacities])),
-        "capacity_text": mean_capacity(capacities),
-        "ttft_p99_s": _mean(rows, "ttft_p99_s"),
-        "e2e_p99_s": _mean(rows, "e2e_p99_s"),
-        "preemptions": sum(row["preemptions"] for row in rows),
-        "episodes": len(rows),
-    }
 
 
 def capacities_of(rows: Sequence[Row]) -> dict[str, Capacity]:
@@ -122,7 +73,7 @@ def capacities_of(rows: Sequence[Row]) -> dict[str, Capacity]:
     for scenario in sorted({row["scenario"] for row in rows}):
         part = [row for row in rows if row["scenario"] == scenario]
         loads = sorted({row["load"] for row in part})
-        curve = [_mean([r for r in part if r["load"] == x], "slo_attainment") for x in loads]
+        curve = [mean_of([r for r in part if r["load"] == x], "slo_attainment") for x in loads]
         result[scenario] = capacity_of_curve(loads, curve)
     return result
 
@@ -143,14 +94,9 @@ def decision_times(timings: Sequence[Row], track: Track, policies: Sequence[str]
             asked = [row for row in found[policy] if row[f"{layer}_decisions"]]
             entry[f"{layer}_decisions"] = sum(row[f"{layer}_decisions"] for row in asked)
             for figure in ("mean_us", "p99_us"):
-                entry[f"{layer}_{figure}"] = _mean(asked, f"{layer}_decision_{figure}")
+                entry[f"{layer}_{figure}"] = mean_of(asked, f"{layer}_decision_{figure}")
         table.append(entry)
     return pd.DataFrame(table)
-
-
-def page_table(ranked: pd.DataFrame) -> pd.DataFrame:
-    """A ranking with one column `capacity`, bounds included, for people."""
-    return ranked.assign(capacity=ranked["capacity_text"]).drop(columns="capacity_text")
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -170,9 +116,9 @@ def figure(column: str, value: Any) -> str:
         return str(value)
     if math.isnan(value):
         return "-"
-    if column.endswith("attainment") or column.startswith("load ") or column in _SHARES:
+    if column.endswith("attainment") or column.startswith(_SHARES):
         return f"{100 * value:.1f} %"
     return f"{value:.2f}" if column == "capacity" else f"{value:.3g}"
 
 
-_SHARES = frozenset({"low", "high", "iqm", "prefix_hit_share"})
+_SHARES = ("load ", "iqm", "gap", "low", "high", "bound", "prefix_hit_share")

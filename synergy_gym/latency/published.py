@@ -52,10 +52,12 @@ _EIGHT = {  # n = 312,620 / 66,495 / 64,971; R2 = 0.995 / 0.988 / 0.989
     ),
 }  # fmt: skip
 _PUBLISHED = MappingProxyType({"stable": _STABLE, "six": _SIX, "eight": _EIGHT})
+_SAME_HARDWARE = MappingProxyType({"h100-llama-3.1-8b-8xh100run": "h100-llama-3.1-8b"})
+"""Profiles that time the GPU and model of another one; the authors' fits belong to the hardware."""
 
 
 def published_model(profile: str, form: Form) -> SaturationModel | None:
-    """The authors' fit for a latency profile, or None where they published none.
+    """The authors' fit for a latency profile's GPU and model, or None where they published none.
 
     Args:
         profile: name of a packaged latency profile, e.g. `h100-qwq-32b`.
@@ -66,7 +68,7 @@ def published_model(profile: str, form: Form) -> SaturationModel | None:
     """
     if form not in _PUBLISHED:
         raise ValueError(f"unknown form {form!r} of the latency model; use {', '.join(_PUBLISHED)}")
-    return _PUBLISHED[form].get(profile)
+    return _PUBLISHED[form].get(_SAME_HARDWARE.get(profile, profile))
 
 
 def published_advert(profile: str) -> EngineAdvert | None:

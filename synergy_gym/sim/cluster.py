@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,18 +95,20 @@ class Simulator:
         auto_route: bool = False,
         record_itl: bool = False,
     ) -> None:
-        self.engines = tuple(engines)
-        self.slos = tuple(slos)
+        # Policies are shown copies: whoever writes into one changes no limit and no objective.
+        self.engines = tuple(replace(spec) for spec in engines)
+        self.slos = tuple(replace(slo) for slo in slos)
+        self._specs = tuple(engines)
         # The traffic itself is in the arena: a million requests need not be kept twice.
         self._session = workload.session
         self._has_content = workload.content is not None
         self._check(workload, clocks, rules, auto_route)
         self._auto_route = auto_route
         world = World(
-            engines=self.engines,
+            engines=self._specs,
             clocks=clocks,
             workload=workload,
-            slos=self.slos,
+            slos=tuple(slos),
             telemetry=telemetry or TelemetrySpec(),
             client=client or ClientSpec(),
             events=events,
@@ -212,7 +215,7 @@ class Simulator:
         if self._waiting_for != BATCH:
             raise ValueError("no engine waits for a batch decision; call advance() first")
         index = self.point_engine
-        e, spec = self._base(index), self.engines[index]
+        e, spec = self._base(index), self._specs[index]
         cap = spec.max_num_seqs if decision.max_running is None else decision.max_running
         a = self._a
         check_decision(spec, decision, int(a[e + L.E_RUNNING]), int(a[e + L.E_WAITING]))
@@ -305,7 +308,7 @@ class Simulator:
         hashes = np.empty(0, np.int64)
         if self._has_content:
             at = int(self._a[L.H_BLOCK_IDS]) + int(self._a[int(self._a[L.H_BLOCK_OFFSETS]) + r])
-            blocks = int(self._a[q + L.F_PROMPT]) // self.engines[0].block_size
+            blocks = int(self._a[q + L.F_PROMPT]) // self._specs[0].block_size
             hashes = self._a[at : at + blocks].copy()
         return RequestView(
             prompt_tokens=int(self._a[q + L.F_PROMPT]),

@@ -81,3 +81,13 @@ def test_a_clairvoyant_router_plays_with_true_lengths() -> None:
 
 def test_oracles_compete_nowhere() -> None:
     assert "clairvoyant" not in [*registry.engine_policies(), *registry.router_policies()]
+
+
+def test_the_name_stands_for_an_oracle_of_the_jobs_traffic() -> None:
+    from synergy_gym.evaluation.jobs import ORACLE, Job, run_job
+
+    job = Job("s", "smoke-cluster", 1.2, 2000, ORACLE, ORACLE, 10.0, 1.0)
+    result = run_job(job)
+    assert result.row["slo_attainment"] > 0.9
+    assert {entry["policy"] for entry in result.policies.values()} == {ORACLE}
+    assert all("oracle" in entry["information"] for entry in result.policies.values())

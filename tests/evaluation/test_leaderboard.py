@@ -15,14 +15,11 @@ from typing import Any
 
 import pytest
 
-from synergy_gym.evaluation import jobs as jobs_module
-from synergy_gym.evaluation.jobs import KEY_COLUMNS, Job, JobResult, run_job, run_jobs
-from synergy_gym.evaluation.leaderboard import (
-    PROGRESS_FILE,
-    TIMING_COLUMNS,
-    ProgressLog,
-    run_leaderboard,
-)
+from synergy_gym.evaluation import executors
+from synergy_gym.evaluation.executors import run_jobs
+from synergy_gym.evaluation.jobs import KEY_COLUMNS, Job, JobResult, run_job
+from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS, run_leaderboard
+from synergy_gym.evaluation.progress import PROGRESS_FILE, ProgressLog
 from synergy_gym.evaluation.suites import (
     ENGINE_POLICIES,
     JOINT_PAIRS,
@@ -51,12 +48,16 @@ TINY = Suite("tiny", "a few short episodes", (ENGINES, ROUTERS, PAIRS))
 def test_files_and_ranking(tmp_path: Path) -> None:
     report = run_leaderboard(TINY, tmp_path, command="the command")
     names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
-    expected = {"results.csv", "timings.csv", "leaderboard.md", "manifest.json"}
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    recorded = manifest["decisions"]["files"]
+    assert len(recorded) == 5  # half of the rows are at the load nearest to 1.0
+    expected = {"results.csv", "timings.csv", "latency.csv", "leaderboard.md", "manifest.json"}
+    expected.add("report.html")
+    expected |= {f"decisions/{name}" for name in recorded}
     for plot in ("attainment", "latency"):
         for part in ("engine-chat-h100", "router-hetero-3", "joint-hetero-3"):
-            expected |= {f"plots/{plot}-{part}.{ending}" for ending in ("png", "svg")}
+            expected.add(f"plots/{plot}-{part}.png")
     assert names == expected
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["command"] == "the command"
     assert set(manifest["policies"]["router"]) == {"random", "least-outstanding", "round-robin"}
     assert len(manifest["scenarios"]["chat-h100"]) == 64
@@ -123,7 +124,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         played.append(job)
         return run_job(job)
 
-    monkeypatch.setattr(jobs_module, "run_job", interrupted)
+    monkeypatch.setattr(executors, "run_job", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_leaderboard(TINY, tmp_path)
     assert len((tmp_path / PROGRESS_FILE).read_text().splitlines()) == 3
@@ -132,7 +133,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         played.append(job)
         return run_job(job)
 
-    monkeypatch.setattr(jobs_module, "run_job", second)
+    monkeypatch.setattr(executors, "run_job", second)
     run_leaderboard(TINY, tmp_path)
     assert len(played) == len(set(played)) == 10
     assert not (tmp_path / PROGRESS_FILE).exists()

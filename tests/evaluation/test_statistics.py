@@ -14,14 +14,17 @@ from synergy_gym.evaluation.statistics import (
     estimate,
     expanded_level,
     gap_closed,
+    interquartile_mean,
     iqm,
     optimality_gap,
     paired_comparison,
+    paired_estimate,
     performance_profile,
     probability_of_improvement,
     profile_band,
+    resampled,
+    resampled_rows,
     sign_flip_p,
-    stratified_interval,
     student_interval,
 )
 
@@ -39,26 +42,6 @@ def test_iqm_drops_a_quarter_at_each_end(values: list[float], expected: float) -
 
 def test_iqm_without_values() -> None:
     assert math.isnan(iqm([]))
-
-
-def test_interval_covers_only_the_spread_between_seeds() -> None:
-    constant = [np.array([0.2, 0.2]), np.array([0.9, 0.9])]
-    assert stratified_interval(constant) == pytest.approx((0.55, 0.55))
-    low, high = stratified_interval([np.array([0.0, 1.0]), np.array([0.5, 0.5])])
-    assert (low, high) == (0.25, 0.75)
-
-
-def test_interval_is_repeatable() -> None:
-    scores = [np.random.default_rng(5).random(20)]
-    assert stratified_interval(scores) == stratified_interval(scores)
-    assert all(math.isnan(x) for x in stratified_interval([]))
-
-
-def test_interval_has_the_width_of_the_mean() -> None:
-    scores = np.random.default_rng(3).normal(size=400)
-    low, high = stratified_interval([scores], samples=4000)
-    expected = 2 * 1.96 * scores.std() / np.sqrt(len(scores))
-    assert high - low == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +80,48 @@ def test_percentile_interval_is_the_published_stratified_bootstrap() -> None:
     found = estimate(EXAMPLE, method="percentile", resample="cells", samples=500)
     assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1e-12)
     assert found.value == pytest.approx(0.525, abs=1e-12)
+
+
+def test_percentile_interval_of_one_cell_is_scipys(rng: np.random.Generator) -> None:
+    values = rng.normal(size=12)
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=800, method="percentile",
+        rng=np.random.Generator(np.random.PCG64(0)),
+    ).confidence_interval  # fmt: skip
+    found = estimate(values, method="percentile", samples=800)
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_the_expanded_interval_is_a_wider_percentile_interval(rng: np.random.Generator) -> None:
+    scores = rng.random((10, 3))
+    level = expanded_level(scores, "seeds", 0.95)
+    wider = estimate(scores, method="percentile", confidence=level)
+    assert estimate(scores) == wider
+    assert level == pytest.approx(0.98290, abs=1e-5)  # Hesterberg (2015), n = 10
+
+
+def test_counts_give_the_trimmed_means_of_resamples(rng: np.random.Generator) -> None:
+    scores = rng.integers(0, 4, (7, 5)) / 3  # ties too
+    rows = resampled_rows(scores.shape, "seeds", 50, rng)
+    found = resampled(scores, rows, interquartile_mean)
+    expected = [stats.trim_mean(scores[r[:, 0]].ravel(), 0.25) for r in rows]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_paired_estimate_is_the_difference_of_aggregates(rng: np.random.Generator) -> None:
+    one, two = rng.random((2, 9, 4))
+    found = paired_estimate(one, two)
+    expected = stats.trim_mean(one.ravel(), 0.25) - stats.trim_mean(two.ravel(), 0.25)
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    rows = np.random.Generator(np.random.PCG64(0)).integers(0, 9, (2000, 9))
+    drawn = [
+        stats.trim_mean(one[r].ravel(), 0.25) - stats.trim_mean(two[r].ravel(), 0.25) for r in rows
+    ]
+    level = expanded_level(one, "seeds", 0.95)
+    ends = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+    assert (found.low, found.high) == pytest.approx(tuple(ends), abs=1e-12)
+    same = paired_estimate(one + 0.2, one)
+    assert (same.low, same.high) == pytest.approx((0.2, 0.2), abs=1e-12)
 
 
 def test_seeds_are_resampled_with_all_their_cells() -> None:
@@ -177,6 +202,12 @@ def test_profile_is_the_share_of_runs_above() -> None:
     assert low[0] <= 5 / 8 <= high[0]
     area = np.mean(performance_profile(EXAMPLE[:, :1], (np.arange(10_000) + 0.5) / 10_000))
     assert area == pytest.approx(EXAMPLE[:, 0].mean(), abs=1e-3)
+
+
+def test_profile_is_scipys_survival_function(rng: np.random.Generator) -> None:
+    scores, thresholds = rng.integers(0, 6, (8, 3)) / 5, np.linspace(0, 1, 11)
+    expected = 1 - stats.ecdf(scores.ravel()).cdf.evaluate(thresholds)
+    assert performance_profile(scores, thresholds) == pytest.approx(expected, abs=1e-12)
 
 
 def test_gap_closed_example() -> None:

@@ -10,7 +10,8 @@ import random
 import pytest
 
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS
-from synergy_gym.evaluation.tables import cell, csv_text, decision_times, markdown, ranking
+from synergy_gym.evaluation.scores import ranking
+from synergy_gym.evaluation.tables import cell, csv_text, decision_times, markdown
 
 REQUIRED = (
     "suite, scenario, load, seed, engine_policy, router_policy, offered, finished, rejected, "
@@ -108,7 +109,7 @@ def test_a_policy_that_misses_episodes_comes_last() -> None:
 def test_markdown() -> None:
     text = markdown(ranking(ROWS, "engine"))
     lines = text.splitlines()
-    assert lines[0].startswith("| rank | policy | slo_attainment |")
+    assert lines[0].startswith("| rank | policy | iqm | iqm_low |")
     assert lines[2].startswith("| 1 | good | 95.0 % |")
     assert len({line.count("|") for line in lines}) == 1
 

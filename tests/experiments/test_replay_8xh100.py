@@ -193,9 +193,12 @@ def test_a_fit_finds_the_latencies_of_a_simulated_run(tmp_path: Path) -> None:
     before, after = (rf.cost(stretches.errors(c, [rr.NATIVE_05])) for c in (start, found))
     assert after < 0.05 * before
     assert found.terms.floor_ms == pytest.approx(8.5, rel=0.02)
-    # What a prompt token costs in the engine and before it shows in the TTFT as one sum.
+    # What a prompt token costs in the engine and before it shows in the TTFT as one sum, found to
+    # 0.6 % at most on three seeds. Apart the two are told only by the decodes that prefill slows
+    # down: the prior leaves 2 to 5 % of the engine's cost to the other one (it starts 21 % off).
     token_ms = found.terms.per_token_ms + 1e3 * found.overhead.per_prompt_token_s
-    assert token_ms == pytest.approx(0.027 + 0.01, rel=0.04)
+    assert token_ms == pytest.approx(0.027 + 0.01, rel=0.02)
+    assert found.terms.per_token_ms == pytest.approx(0.027, rel=0.08)
 
 
 class Slopes:

@@ -22,6 +22,7 @@ from synergy_gym.latency.saturation import (
 from synergy_gym.types import ADVERT_TERMS
 
 H100, A100 = "h100-llama-3.1-8b", "a100-llama-3.1-8b"
+REFIT = "h100-llama-3.1-8b-8xh100run"
 A6000, QWQ = "2xa6000-llama-3.1-8b", "h100-qwq-32b"
 FORMS: tuple[Form, ...] = ("stable", "six", "eight")
 
@@ -133,7 +134,11 @@ def test_published_parameters(key: tuple[str, Form]) -> None:
 
 def test_nothing_else_is_published() -> None:
     found = {(p, f) for p in list_profiles() for f in FORMS if published_model(p, f)}
-    assert found == set(PARAMETERS)
+    assert found == set(PARAMETERS) | {(REFIT, form) for form in FORMS}
+    for form in FORMS:  # another clock of the same GPU and model
+        assert published_model(REFIT, form) == published_model(H100, form)
+    assert load_profile(REFIT).gpu == load_profile(H100).gpu
+    assert load_profile(REFIT).model == load_profile(H100).model
     for profile in (H100, A100, A6000, QWQ):
         load_profile(profile)  # the names are those of packaged profiles
     assert published_model("gh200-unknown", "stable") is None

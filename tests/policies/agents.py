@@ -66,12 +66,12 @@ def authors_agent(rng: np.random.Generator) -> Agent:
     return Agent(described("engine", "attention", AUTHORS_FEATURES, **more), arrays)
 
 
-def scorer_agent(rng: np.random.Generator) -> Agent:
+def scorer_agent(rng: np.random.Generator, features: list[str] = SCORER_FEATURES) -> Agent:
     """One network for every engine of a cluster."""
-    first = dense(rng, len(SCORER_FEATURES), WIDTH)
+    first = dense(rng, len(features), WIDTH)
     rest = dense(rng, 2 * WIDTH, WIDTH, 1)
     arrays = {**first, **{f"{n[0]}{int(n[1:]) + 1}": a for n, a in rest.items()}}
-    return Agent(described("router", "scorer", SCORER_FEATURES, head="discrete"), arrays)
+    return Agent(described("router", "scorer", features, head="discrete"), arrays)
 
 
 def router_mlp(rng: np.random.Generator, engines: int) -> Agent:

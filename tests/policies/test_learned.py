@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,15 @@ from synergy_gym.features import EngineFeatures
 from synergy_gym.policies import agent_file, describe, make_engine_policy, make_router_policy
 from synergy_gym.policies.agent_file import Agent, AgentError, save_agent
 from synergy_gym.policies.authors_state import AUTHORS_GRID
-from synergy_gym.policies.learned import LearnedEngine, LearnedRouter, engine_rows
+from synergy_gym.policies.learned import (
+    FORECAST_FEATURES,
+    LearnedEngine,
+    LearnedRouter,
+    engine_rows,
+)
 from synergy_gym.policies.networks import network
 from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.types import NS_PER_S, EngineStateField, RouterRow
 from tests.policies.agents import (
     authors_agent,
     changed,
@@ -29,6 +36,7 @@ from tests.policies.agents import (
     router_mlp,
     scorer_agent,
 )
+from tests.policies.routing import Cluster
 from tests.policies.test_conformance import (
     SLOS,
     SPEC,
@@ -128,6 +136,37 @@ def test_a_decision_holds_for_the_interval(
         done = env.step(np.array(policy._indices))[3]
     assert 3 < len(asked) < decided
     assert min(np.diff(asked)) >= 0.1
+
+
+def test_an_interval_is_counted_in_nanoseconds(save: Save, rng: np.random.Generator) -> None:
+    """0.1 + 0.2 > 0.3 in floats: a clock in seconds would decide one iteration late."""
+    policy = make_engine_policy(save(engine_agent(rng, interval_s=0.2)))
+    assert isinstance(policy, LearnedEngine)
+    policy.reset(rng, SPEC, SLOS)
+    asked: list[float] = []
+    policy._choose = lambda x: asked.append(view.now_s) or (0,) * len(policy._grid.shape)  # type: ignore
+    for now_ns in (100_000_000, 299_999_999, 300_000_000, 300_000_001):
+        view = engine_view(rng)
+        view.state = view.state.copy()
+        view.state[EngineStateField.NOW_NS] = now_ns
+        view.now_s = now_ns / NS_PER_S
+        policy.decide(view)
+    assert asked == [0.1, 0.3]
+
+
+def test_without_a_forecast_an_agent_that_reads_it_sends_to_the_fewest_in_flight(
+    save: Save, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines = Cluster(save(scorer_agent(rng, FORECAST_FEATURES)))
+    engines.set(RouterRow.IN_FLIGHT, 5, 2, 7)
+    with caplog.at_level(logging.WARNING):
+        assert {engines.route() for _ in range(5)} == {1}
+    assert engines.policy.no_model.count == 5
+    assert caplog.text.count("never published") == 1
+    engines.publish(*[(7.1, 0.0, 0.02, 6e-5, 0.0, 0.0, 0.0, 0.0, 7.2)] * 3)
+    engines.policy._network = lambda x, alive: np.array([0.0, 0.0, 1.0])
+    assert engines.route() == 2
+    assert engines.policy.no_model.count == 5
 
 
 @pytest.mark.parametrize("frames", [1, 2])
@@ -251,7 +290,11 @@ def test_label_and_hash(save: Save, rng: np.random.Generator) -> None:
     path = Path(first.removeprefix("agent:"))
     save_agent(path, changed(agent_file.load_agent(path), interval_s=0.5))
     assert make_engine_policy(first).policy_hash() != policy.policy_hash(), "same name, other agent"
-    assert policy.parameters() == {"file": str(path)}
+    assert policy.parameters() == {}, "where the file lies decides nothing"
+    elsewhere = Path(second.removeprefix("agent:"))
+    save_agent(elsewhere, agent_file.load_agent(path))
+    same = [make_engine_policy(f"agent:{file}").policy_hash() for file in (path, elsewhere)]
+    assert same[0] == same[1]
     assert (
         evaluate(replace(load_scenario("smoke"), horizon_s=0.3, warmup_s=0.0), first).manifest[
             "engine_policy"

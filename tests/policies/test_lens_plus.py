@@ -178,3 +178,12 @@ def test_it_beats_its_rivals_in_overload(scenario: str, rival: str) -> None:
         return float(result.summary["slo_attainment"])
 
     assert attainment("lens-plus") > attainment(rival) + 0.1
+
+
+def test_a_tight_e2e_objective_alone_does_not_starve_the_queue() -> None:
+    """Where every step may be as long as prefill needs, plain vLLM attains everything."""
+    world = load_scenario("paper-coding-8xh100")
+    options = {"load": 54 / world.rate_rps, "seed": 2000, "horizon_s": 40.0, "warmup_s": 20.0}
+    ours = evaluate(world, "lens-plus", "round-robin", **options)
+    assert ours.summary["slo_attainment"] > 0.97
+    assert evaluate(world, "vllm-v1", **options).summary["slo_attainment"] > 0.97

@@ -69,9 +69,9 @@ def plain_pace(
     queue: Queue, remaining: IntArray, knobs: FloatArray, alone_ms: float
 ) -> tuple[float, float]:
     """(target, pace) in ms, decode by decode."""
-    high, margin, share, slower = knobs
+    high, margin, share, slower, balance = knobs
     alone, future = alone_ms / 1e3, alone_ms * slower / 1e3
-    allowances, steady_steps, decodes = [], [], 0
+    allowances, steady_steps, whole, decodes = [], [], [pacing.NEVER], 0
     for i in range(len(queue.prompt)):
         if not queue.is_decode(i):
             continue
@@ -86,13 +86,17 @@ def plain_pace(
             continue
         allowed = margin * tpot * (least - 1) - age - (least - g - 1) * future
         steady = margin * tpot
+        whole.append(steady)
         if high > 0 and e2e < pacing.NEVER:
             allowed = min(allowed, margin * e2e - waited - (max(high, g + 1) - g - 1) * future)
             steady = min(steady, max((margin * e2e - waited + age) / high, 1.25 * alone))
+            whole.append(e2e / high)
         allowances.append(allowed)
         steady_steps.append(steady)
     allowances += [pacing.NEVER] * 40
     pace = min([*steady_steps, pacing.NEVER / 1e3])
+    if balance <= min(whole) * 1e3:
+        pace = max(pace, balance / 1e3)
     target = min(sorted(allowances)[int(share * decodes)], pacing.NEVER / 1e3)
     return max(target, pace) * 1e3, pace * 1e3
 
@@ -104,7 +108,9 @@ def test_pace_equals_plain_python(seed: int) -> None:
     model = ContextAwareModel()
     remaining = rng.integers(1, 100, int(rng.integers(1, 200)))
     high = float(rng.choice([0.0, 50.0, 250.0]))
-    knobs = np.array([high, rng.uniform(0.5, 1), rng.choice([0.0, 0.02, 0.3]), rng.uniform(1, 2)])
+    balance = rng.choice([0.0, rng.uniform(1, 100), pacing.NEVER])
+    share = rng.choice([0.0, 0.02, 0.3])
+    knobs = np.array([high, rng.uniform(0.5, 1), share, rng.uniform(1, 2), balance])
     out = summarized(queue)
     tail = np.zeros(pacing.TAIL_SIZE)
     pacing.pace(*queue.columns(), LIMITS, remaining, knobs, tail, model.state, out)
@@ -165,8 +171,13 @@ def test_streaming_requests_come_first_and_late_ones_last() -> None:
     assert (order, punctual) == ([3, 2, 0, 1, 4], 3)
 
 
-def test_slack_without_a_ttft_objective_is_most_of_the_e2e_one() -> None:
-    out = np.zeros(3)
-    pacing.slack(np.array([0.25, 1.0, 1.0]), np.array([0, 1, 2]), LIMITS, out)
+def test_slack_leaves_time_to_decode_within_the_e2e_objective() -> None:
+    waited, slo, out = np.array([0.25, 1.0, 1.0]), np.array([0, 1, 2]), np.zeros(3)
+    pacing.slack(waited, slo, LIMITS, 0.0, out)
     assert out[:2].tolist() == [0.75, 19.0]
     assert out[2] > 1e16
+    pacing.slack(waited, slo, LIMITS, 19.5, out)
+    assert out[:2].tolist() == [0.25, 19.0]
+    only_e2e = np.array([pacing.NEVER, pacing.NEVER, 3.0])
+    pacing.slack(waited, np.zeros(3, np.int64), only_e2e, 2.5, out)
+    assert out.tolist() == [0.25, -0.5, -0.5]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from synergy_gym.policies.outlook import MAX_UTILISATION
 from synergy_gym.policies.router.prism_plus import PrismPlus, expected_misses
+from synergy_gym.policies.self_correction import LEAST_SOFTNESS, MOST_PROMISES, TRUST, Certainty
 from synergy_gym.types import ADVERT_TERMS, NS_PER_S, SLO, Outcome, RouterRow
 from tests.policies.routing import Cluster
 
@@ -69,6 +70,57 @@ def test_an_engine_that_is_down_gets_nothing() -> None:
     assert engines.route() == 0
 
 
+def test_a_model_is_corrected_by_the_steps_that_engines_report() -> None:
+    engines = cluster(FAST, FAST)
+    engines.set(RouterRow.PUSH_RUNNING, 10, 10)
+    engines.set(RouterRow.PUSH_STEP_MILLITOKENS, 10_000, 10_000)
+    foreseen_ns = round((7.1 + 10 * 0.0214) * 1e6)
+    for second in range(11, 15):
+        engines.now_s = float(second)
+        engines.set(RouterRow.PUSH_NS, *[second * NS_PER_S] * 2)
+        engines.set(RouterRow.PUSH_STEP_NS, 2 * foreseen_ns, foreseen_ns)
+        engines.route()
+    told = np.array([FAST, FAST])
+    corrected = engines.policy._correction(told, engines.view(), 200.0) / told[:, :1]
+    assert corrected[0, 0] == pytest.approx(2.0**TRUST, rel=0.01)
+    assert corrected[1, 0] == pytest.approx(1.0, rel=0.01)
+
+
+def test_steps_before_the_first_model_correct_nothing() -> None:
+    engines = cluster((0.0,) * 9)
+    engines.set(RouterRow.PUSH_RUNNING, 10)
+    engines.set(RouterRow.PUSH_STEP_MILLITOKENS, 10_000)
+    engines.set(RouterRow.PUSH_STEP_NS, 9_000_000)
+    for second in range(11, 20):
+        engines.now_s = float(second)
+        engines.set(RouterRow.PUSH_NS, second * NS_PER_S)
+        engines.route()
+    corrected = engines.policy._correction(np.array([FAST]), engines.view(), 200.0)
+    assert corrected[0, 0] == pytest.approx(7.1 * (9.0 / (7.1 + 10 * 0.0214)) ** TRUST)
+
+
+def test_its_certainty_follows_its_errors() -> None:
+    sure, unsure = cluster(FAST), cluster(FAST)
+    for engines, error in ((sure, 0.0), (unsure, 0.5)):
+        engines.set(RouterRow.IN_FLIGHT, 1000)
+        for _ in range(500):
+            engines.set(RouterRow.PUSH_NS, round(engines.now_s * NS_PER_S))
+            engines.route(100)
+            tpot_s = (float(engines.policy._pressure[0]) + error) * 0.05
+            engines.now_s += 0.5 + tpot_s * 99
+            engines.finish(0, 100, tpot_s)
+    assert sure.policy._certainty.softness == LEAST_SOFTNESS
+    assert unsure.policy._certainty.softness == unsure.policy.softness
+    assert not sure.policy._certainty._promises
+
+
+def test_promises_whose_end_is_never_seen_do_not_pile_up() -> None:
+    certainty = Certainty(0.15, memory=0.01)
+    for second in range(MOST_PROMISES + 100):
+        certainty.promise(0, float(second), 0.5, (1.0, 0.05, 10.0))
+    assert len(certainty._promises) == MOST_PROMISES
+
+
 def test_a_heartbeat_does_not_erase_a_model() -> None:
     engines = cluster(SLOW, FAST)
     engines.route()
@@ -96,7 +148,7 @@ def test_lengths_are_learned_from_finished_requests_only() -> None:
     assert engines.policy._memory.length == 100.0
 
 
-@pytest.mark.parametrize("name", ["softness", "flow_s", "memory"])
+@pytest.mark.parametrize("name", ["softness", "flow_s", "memory", "memory_of_steps"])
 def test_a_constant_of_zero_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"prism-plus: {name} is 0"):
         PrismPlus(**{name: 0.0})
@@ -118,12 +170,12 @@ def test_prediction_equals_plain_python(seed: int) -> None:
     age, last, flow = (float(x) for x in rng.uniform(0, 1, 3) * (1, 0.1, 20_000))
     prompt, uncached, length = 1500.0, float(rng.integers(1, 1500)), float(rng.uniform(1, 400))
     ttft_s, tpot_s, e2e_s, softness, budget = 1.0, 0.05, 10.0, 0.15, 2048.0
-    out = np.zeros(1)
+    pressure, out = np.zeros(1), np.zeros(1)
     expected_misses(
         np.array(list(model.values())), np.array([flying]), np.array([prompts]),
         *(np.array([x]) for x in (pending, running)), np.array([int(routed)]),
         *(np.array([x]) for x in (age, last, uncached, budget, flow)),
-        prompt, length, ttft_s, tpot_s, e2e_s, softness, out,
+        prompt, length, ttft_s, tpot_s, e2e_s, softness, pressure, out,
     )  # fmt: skip
 
     m = model
@@ -150,4 +202,5 @@ def test_prediction_equals_plain_python(seed: int) -> None:
     own = max(ttft / ttft_s, after / tpot_s, (ttft + length * after) / e2e_s)
     was, becomes = (max(t / tpot_s, length * t / e2e_s) for t in (before, after))
     harm = flying * (miss(becomes, softness) - miss(was, softness))
+    assert pressure[0] == pytest.approx(own)
     assert out[0] == pytest.approx(miss(own, softness) + harm + 1e-3 * min(own, 1e3))

@@ -1,0 +1,53 @@
+"""Play recorded decisions again: no policy is asked, so it works on every platform."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synergy_gym.evaluation.decision_log import DecisionLog, DecisionLogError, Replay
+from synergy_gym.evaluation.jobs import Job, episode_row, job_simulator
+from synergy_gym.evaluation.runner import episode_result, windowed
+from synergy_gym.scenario import load_scenario
+from synergy_gym.sim.build import build_simulator
+from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.points import BATCH, DONE
+
+
+def replayed_row(job: Job, log: DecisionLog) -> dict[str, Any]:
+    """The columns of `results.csv` after the key, from recorded decisions.
+
+    Traffic and step noise come from the job's seed, as they did when the decisions were taken.
+
+    Raises:
+        DecisionLogError: the decisions do not fit this episode.
+        ScenarioError, ValueError: the job names a world that does not exist.
+    """
+    world = windowed(load_scenario(job.scenario), job.warmup_s, job.horizon_s)
+    if len(log.engines) != len(world.engines):
+        raise DecisionLogError(
+            f"decisions of {len(log.engines)} engines, but {job.scenario} has {len(world.engines)}"
+        )
+    sim = build_simulator(
+        world,
+        load=job.load,
+        seed=job.seed,
+        rules=log.rules,
+        auto_route=len(world.engines) == 1,
+        record_itl=True,
+        cls=job_simulator(job) or Simulator,
+    )
+    _play(sim, Replay(log))
+    manifest = {"scenario_hash": world.hash()}
+    return episode_row(episode_result(world, sim, {}, manifest, itl=True))
+
+
+def _play(sim: Any, replay: Replay) -> None:
+    while (point := sim.advance()) != DONE:
+        try:
+            if point == BATCH:
+                sim.batch(replay.batch(sim.point_engine))
+            else:
+                sim.route(replay.route())
+        except ValueError as error:
+            raise DecisionLogError(f"at {sim.now_ns / 1e9:.6f} s: {error}") from None
+    replay.check_finished()
