@@ -51,7 +51,8 @@ def test_files_and_ranking(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     recorded = manifest["decisions"]["files"]
     assert len(recorded) == 5  # half of the rows are at the load nearest to 1.0
-    expected = {"results.csv", "timings.csv", "latency.csv", "leaderboard.md", "manifest.json"}
+    expected = {"results.csv", "timings.csv", "latency.csv", "bounds.csv"}
+    expected |= {"leaderboard.md", "manifest.json"}
     expected.add("report.html")
     expected |= {f"decisions/{name}" for name in recorded}
     for plot in ("attainment", "latency"):
