@@ -308,4 +308,4 @@ def test_somebody_passes_and_somebody_fails(incident: Incident) -> None:
 def test_jobs_are_those_of_the_suite() -> None:
     jobs = incident_jobs([("vllm-v1", "round-robin")], incidents_of("router"))
     assert set(jobs) <= set(find_suite(SUITE).parts[1].jobs(SUITE))
-    assert len(jobs) == 5 * len(incidents_of("router"))
+    assert len(jobs) == 3 * len(incidents_of("router"))
