@@ -22,10 +22,10 @@ ALL = "all"
 
 def incidents(
     engine_policy: Annotated[
-        str | None, typer.Option(help="Engine policy on trial, or `all` registered ones.")
+        str | None, typer.Option(help="Engine policy on trial, or `all` of the suite.")
     ] = None,
     router_policy: Annotated[
-        str | None, typer.Option(help="Router policy on trial, or `all` registered ones.")
+        str | None, typer.Option(help="Router policy on trial, or `all` of the suite.")
     ] = None,
     incident: Annotated[
         list[str] | None, typer.Option(help="Only this incident; may be repeated.")
@@ -39,7 +39,7 @@ def incidents(
     """Play the incidents and say which a policy passes.
 
     One policy meets the incidents of its layer beside `vllm-v1` or `round-robin`; an engine and a
-    router policy together meet all of them; without either, every registered policy is played.
+    router policy together meet all of them; without either, all policies of the suite are played.
     """
     from synergy_gym.evaluation.incidents import cards, play_cards
 
@@ -85,7 +85,12 @@ def _pairs(engine: str | None, router: str | None) -> dict[str, list[tuple[str, 
     Raises:
         ValueError: no such policy, or `all` beside another one.
     """
-    from synergy_gym.evaluation.suites import DEFAULT_ENGINE, DEFAULT_ROUTER
+    from synergy_gym.evaluation.suites import (
+        DEFAULT_ENGINE,
+        DEFAULT_ROUTER,
+        ENGINE_POLICIES,
+        ROUTER_POLICIES,
+    )
     from synergy_gym.policies import registry
 
     if engine not in (None, ALL):
@@ -101,8 +106,8 @@ def _pairs(engine: str | None, router: str | None) -> dict[str, list[tuple[str, 
         return {"engine": [(engine, router)], "router": [(engine, router)]}
     if engine is None and router is None:
         engine = router = ALL
-    engines = registry.engine_policies() if engine == ALL else [engine] if engine else []
-    routers = registry.router_policies() if router == ALL else [router] if router else []
+    engines = ENGINE_POLICIES if engine == ALL else [engine] if engine else []
+    routers = ROUTER_POLICIES if router == ALL else [router] if router else []
     return {
         "engine": [(name, DEFAULT_ROUTER) for name in engines],
         "router": [(DEFAULT_ENGINE, name) for name in routers],
