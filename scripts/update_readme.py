@@ -10,23 +10,20 @@ tests/test_readme.py fails while a page differs from what this script would writ
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from synergy_gym.evaluation.board import read_board
 from synergy_gym.evaluation.incident_page import library_text
 from synergy_gym.evaluation.jobs import TRACK_LAYERS
-from synergy_gym.evaluation.scores import ranking
-from synergy_gym.evaluation.suites import Part, find_suite
-from synergy_gym.evaluation.tables import decision_times, markdown
+from synergy_gym.evaluation.suites import Part
+from synergy_gym.evaluation.tables import Row, decision_times, markdown
 from synergy_gym.policies.registry import (
     PolicyInfo,
     describe,
@@ -46,42 +43,19 @@ PLOTS = (
     "attainment-engine-chat-h100.png",
     "attainment-joint-hetero-3.png",
 )
-TEXT_COLUMNS = frozenset({"suite", "scenario", "engine_policy", "router_policy", "log_hash"})
 FOR_TESTS = "smoke"
-
-Rows = Sequence[dict[str, Any]]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results.csv: names as text, seeds whole, the rest numbers (empty: NaN)."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            {name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)
-        ]
-
-
-def _value(name: str, text: str) -> Any:
-    if name in TEXT_COLUMNS or name.endswith("_hash"):
-        return text
-    if not text:
-        return float("nan")
-    return int(text) if re.fullmatch(r"\d+", text) and name != "load" else float(text)
 
 
 def leaderboard() -> str:
     """One ranking per part of the full suite, from the committed results."""
-    rows, timings = (read_rows(BOARD / f"{name}.csv") for name in ("results", "timings"))
-    used = {
-        part["track"]: part for part in json.loads((BOARD / "manifest.json").read_text())["parts"]
-    }
+    board = read_board(BOARD)
     return "\n\n".join(
-        _board(part, part.rows(rows), part.rows(timings), used[part.track])
-        for part in find_suite("full").parts
+        _board(part, table, part.rows(board.rows), part.rows(board.timings))
+        for part, table in board.rankings()
     )
 
 
-def _board(part: Part, rows: Rows, timings: Rows, used: dict[str, Any]) -> str:
-    table = ranking(rows, part.track)
+def _board(part: Part, table: pd.DataFrame, rows: Sequence[Row], timings: Sequence[Row]) -> str:
     policies = list(table["policy"])
     families = [name for name in table.columns if name.startswith("iqm ")]
     shown = table[["rank", "policy", "iqm", "iqm_low", "iqm_high", "slo_attainment", *families]]
@@ -93,7 +67,7 @@ def _board(part: Part, rows: Rows, timings: Rows, used: dict[str, Any]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     caption = (
         f"**{part.title}, {len(part.scenarios)} scenarios, {len(rows):,} episodes** (simulated; "
-        f"arrivals of {used['horizon_s']:g} s, the first {used['warmup_s']:g} s not scored; "
+        f"arrivals of {part.horizon_s:g} s, the first {part.warmup_s:g} s not scored; "
         f"{len(seeds)} test seeds; decision: mean / P99 of processor time on the "
         "machine that ran this, `-`: a compiled rule):"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -113,14 +113,20 @@ class Board:
 
     def rankings(self) -> list[tuple[Part, pd.DataFrame]]:
         """One ranking per part of the suite that has rows."""
-        chosen = ((part, part.rows(self.rows)) for part in self.suite.parts)
-        bounds = self.bounds
-        return [(part, ranking(rows, part.track, bounds)) for part, rows in chosen if rows]
+        return suite_rankings(self.suite, self.rows, self.bounds)
 
     @property
     def bounds(self) -> Bounds:
         """The proven bounds of `bounds.csv`; empty where a board has none."""
         return read_bounds(self.folder / BOUNDS_FILE)
+
+
+def suite_rankings(
+    suite: Suite, rows: Sequence[Row], bounds: Bounds
+) -> list[tuple[Part, pd.DataFrame]]:
+    """One ranking per part of a suite that has rows."""
+    chosen = ((part, part.rows(rows)) for part in suite.parts)
+    return [(part, ranking(own, part.track, bounds)) for part, own in chosen if own]
 
 
 def read_board(folder: Path) -> Board:

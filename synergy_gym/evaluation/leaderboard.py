@@ -18,6 +18,7 @@ from synergy_gym.evaluation.board import (
     pooled_latency,
     read_board,
     render_board,
+    suite_rankings,
 )
 from synergy_gym.evaluation.bounds_file import BOUNDS_FILE, read_bounds, write_bounds
 from synergy_gym.evaluation.decision_log import FORMAT
@@ -30,7 +31,6 @@ from synergy_gym.evaluation.progress import (
     ProgressLog,
     decisions_name,
 )
-from synergy_gym.evaluation.scores import ranking
 from synergy_gym.evaluation.suites import Part, Suite
 from synergy_gym.evaluation.tables import Row, csv_text, sorted_rows
 
@@ -80,12 +80,7 @@ class Report:
 
     def rankings(self) -> list[tuple[Part, pd.DataFrame]]:
         """One ranking per part of the suite that has rows."""
-        pairs, bounds = [], read_bounds(self.out / BOUNDS_FILE)
-        for part in self.suite.parts:
-            rows = part.rows(self.rows)
-            if rows:
-                pairs.append((part, ranking(rows, part.track, bounds)))
-        return pairs
+        return suite_rankings(self.suite, self.rows, read_bounds(self.out / BOUNDS_FILE))
 
     @property
     def timings(self) -> list[Row]:

@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 
 from synergy_gym.evaluation.board import RESULTS_FILE, Board
-from synergy_gym.evaluation.executors import run_jobs
-from synergy_gym.evaluation.jobs import Job, JobResult, pair_label
+from synergy_gym.evaluation.jobs import Job, pair_label
 from synergy_gym.evaluation.tables import Row, row_key
-from synergy_gym.evaluation.verify_play import Checked, OnProgress, player
+from synergy_gym.evaluation.verify_play import Checked, OnProgress, counted_run, player
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import FloatArray
 
@@ -114,15 +113,7 @@ def check_fresh(
     seeds = fresh_seeds(FRESH_SEEDS, entropy)
     pairs = _chosen(board, count, entropy)
     fresh = _fresh_jobs(board, jobs, pairs, seeds)
-    done = 0
-
-    def on_result(job: Job, outcome: JobResult | str) -> None:
-        nonlocal done
-        done += 1
-        if on_progress is not None:
-            on_progress(done, len(fresh), str(job))
-
-    batch = run_jobs(fresh, processes, on_result, play)
+    batch = counted_run(fresh, play, processes, on_progress)
     problems = [f"{job}: {text}" for job, text in batch.failures.items()]
     if not problems:
         rows = [result.row for result in batch.results.values()]

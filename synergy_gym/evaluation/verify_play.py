@@ -21,7 +21,7 @@ import numpy as np
 
 from synergy_gym.evaluation.board import RESULTS_FILE, Board
 from synergy_gym.evaluation.decision_log import unpacked
-from synergy_gym.evaluation.executors import Play, run_jobs
+from synergy_gym.evaluation.executors import Batch, Play, run_jobs
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, Job, JobResult, run_job
 from synergy_gym.evaluation.manifest import platform_entry
 from synergy_gym.evaluation.progress import DECISIONS, decisions_name
@@ -184,6 +184,21 @@ def other_platform(manifest: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def counted_run(
+    jobs: Sequence[Job], play: Play, processes: int, on_progress: OnProgress | None
+) -> Batch:
+    """Play jobs; `on_progress` is told (finished, all, text) after each."""
+    done = 0
+
+    def on_result(job: Job, outcome: JobResult | str) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, len(jobs), str(job))
+
+    return run_jobs(jobs, processes, on_result, play)
+
+
 def _played(
     board: Board,
     rows: Sequence[Row],
@@ -193,17 +208,10 @@ def _played(
     on_progress: OnProgress | None,
 ) -> tuple[dict[tuple[Any, ...], Row], list[str]]:
     """Played rows by key, and what went wrong."""
-    done, chosen = 0, [jobs[row_key(row)] for row in rows]
+    chosen = [jobs[row_key(row)] for row in rows]
     labels = {job.key[1:]: place(board, row) for job, row in zip(chosen, rows, strict=True)}
-
-    def on_result(job: Job, outcome: JobResult | str) -> None:
-        nonlocal done
-        done += 1
-        if on_progress is not None:
-            on_progress(done, len(chosen), str(job))
-
     plain = [replace(job, record=False) for job in chosen]
-    batch = run_jobs(plain, processes, on_result, play)
+    batch = counted_run(plain, play, processes, on_progress)
     problems = [f"{labels[job.key[1:]]}: {text}" for job, text in batch.failures.items()]
     return {job.key[1:]: result.row for job, result in batch.results.items()}, problems
 

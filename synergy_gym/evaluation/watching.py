@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from synergy_gym.policies.base import EnginePolicy, RouterPolicy
 from synergy_gym.types import (
     BatchDecision,
     ClusterView,
-    CompletionView,
     EngineAdvert,
     EngineView,
     RequestArrays,
@@ -135,38 +134,42 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-class WatchedEngine(EnginePolicy):
-    """An engine policy under observation; Python decides, also where it has a rule.
+class _Watched:
+    """What watched policies of both layers have in common.
 
     Args:
         inner: the policy.
         watch: shared by the copies that `evaluate` makes.
     """
 
-    def __init__(self, inner: EnginePolicy, watch: Watch) -> None:
+    def __init__(self, inner: Any, watch: Watch) -> None:
         self.inner = inner
         self.watch = watch
-        self.information = inner.information  # type: ignore[misc]
+        self.information = inner.information
         self._tape = Tape()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> WatchedEngine:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy of the policy under the same watch."""
-        return WatchedEngine(copy.deepcopy(self.inner), self.watch)
+        return type(self)(copy.deepcopy(self.inner), self.watch)
 
     @property
     def label(self) -> str:
         """The policy's."""
-        return self.inner.label
+        return str(self.inner.label)
 
     def reset(self, rng: np.random.Generator, *given: Any) -> None:
         """Begin a tape."""
         self._tape, self._rng = self.watch.new_tape(rng, *given)
         self.inner.reset(self._rng, *given)
 
-    def observe(self, step: StepReport) -> None:
-        """Tape it."""
-        self._tape.events.append(("observe", step))
-        self.inner.observe(step)
+    def observe(self, seen: Any) -> None:
+        """Tape a step report or a completion."""
+        self._tape.events.append(("observe", seen))
+        self.inner.observe(seen)
+
+
+class WatchedEngine(_Watched, EnginePolicy):
+    """An engine policy under observation; Python decides, also where it has a rule."""
 
     def decide(self, engine: EngineView) -> BatchDecision:
         """The policy's decision."""
@@ -176,7 +179,7 @@ class WatchedEngine(EnginePolicy):
         tape.events.append(("decide", (*kept, engine.last_step, *given)))
         before = _state(self._rng)
         with self.watch.timed(tape):
-            decision = self.inner.decide(engine)
+            decision: BatchDecision = self.inner.decide(engine)
         tape.drew = tape.drew or _state(self._rng) != before
         after = (engine.state, engine.running, engine.waiting, engine.spec, engine.slos)
         for name, was, now in zip(_ENGINE_PARTS, (*kept, *given), after, strict=True):
@@ -186,38 +189,8 @@ class WatchedEngine(EnginePolicy):
         return decision
 
 
-class WatchedRouter(RouterPolicy):
-    """A router policy under observation.
-
-    Args:
-        inner: the policy.
-        watch: its watch.
-    """
-
-    def __init__(self, inner: RouterPolicy, watch: Watch) -> None:
-        self.inner = inner
-        self.watch = watch
-        self.information = inner.information  # type: ignore[misc]
-        self._tape = Tape()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> WatchedRouter:
-        """A copy of the policy under the same watch."""
-        return WatchedRouter(copy.deepcopy(self.inner), self.watch)
-
-    @property
-    def label(self) -> str:
-        """The policy's."""
-        return self.inner.label
-
-    def reset(self, rng: np.random.Generator, *given: Any) -> None:
-        """Begin a tape."""
-        self._tape, self._rng = self.watch.new_tape(rng, *given)
-        self.inner.reset(self._rng, *given)
-
-    def observe(self, completion: CompletionView) -> None:
-        """Tape it."""
-        self._tape.events.append(("observe", completion))
-        self.inner.observe(completion)
+class WatchedRouter(_Watched, RouterPolicy):
+    """A router policy under observation."""
 
     def route(self, request: RequestView, cluster: ClusterView) -> int:
         """The policy's choice."""
@@ -230,7 +203,7 @@ class WatchedRouter(RouterPolicy):
         tape.events.append(("decide", (asked, cluster.now_ns, engines, kept[0], session)))
         before = _state(self._rng)
         with self.watch.timed(tape):
-            choice = self.inner.route(request, cluster)
+            choice: int = self.inner.route(request, cluster)
         tape.drew = tape.drew or _state(self._rng) != before
         after = (rows, request.block_hashes, cluster.engines)
         for name, was, now in zip(_ROUTER_PARTS, (*kept, engines), after, strict=True):
@@ -248,24 +221,28 @@ def _state(rng: np.random.Generator) -> Any:
     return rng.bit_generator.state
 
 
-class RecordedEngine(EnginePolicy):
+class _Recorded:
     """Gives taped decisions, in order.
 
     Args:
-        tapes: of the engines, in order; each copy that is reset takes the next one.
+        tapes: each copy that is reset takes the next one; a router has only one.
     """
 
     def __init__(self, tapes: Iterator[Tape]) -> None:
         self._tapes = tapes
         self._left: Iterator[Any] = iter(())
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RecordedEngine:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Another one that takes from the same tapes."""
-        return RecordedEngine(self._tapes)
+        return type(self)(self._tapes)
 
     def reset(self, *given: Any) -> None:
         """Take the next tape."""
         self._left = iter(next(self._tapes).answers)
+
+
+class RecordedEngine(_Recorded, EnginePolicy):
+    """Gives taped batch decisions."""
 
     def decide(self, engine: EngineView) -> BatchDecision:
         """The next decision."""
@@ -281,24 +258,8 @@ class RecordedEngine(EnginePolicy):
         return BatchDecision(budget, cap, chunk, running, waiting, caps, told)
 
 
-class RecordedRouter(RouterPolicy):
-    """Gives taped choices, in order.
-
-    Args:
-        tapes: the router's only one.
-    """
-
-    def __init__(self, tapes: Iterator[Tape]) -> None:
-        self._tapes = tapes
-        self._left: Iterator[Any] = iter(())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RecordedRouter:
-        """Another one that takes from the same tapes."""
-        return RecordedRouter(self._tapes)
-
-    def reset(self, *given: Any) -> None:
-        """Take the tape."""
-        self._left = iter(next(self._tapes).answers)
+class RecordedRouter(_Recorded, RouterPolicy):
+    """Gives taped choices of engines."""
 
     def route(self, request: RequestView, cluster: ClusterView) -> int:
         """The next choice."""
