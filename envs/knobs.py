@@ -7,7 +7,7 @@ engines and traffic first, factors of them after.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -179,7 +179,7 @@ def _slo_scale(scenario: Scenario, factor: float) -> Scenario:
 def _speed(scenario: Scenario, factor: float) -> Scenario:
     """Faster (above 1) or slower GPUs: every step time divided by the factor."""
     _need_measured(scenario)
-    terms = tuple(_scaled_terms(item, 1 / factor) for item in scenario.measured_terms)
+    terms = tuple(item.scaled(1 / factor) for item in scenario.measured_terms)
     return replace(scenario, terms=terms, measured_terms=terms)
 
 
@@ -284,11 +284,6 @@ def _need_measured(scenario: Scenario) -> None:
             f"scenario {scenario.name!r} has clock {scenario.clock!r}, whose steps cannot be "
             "changed; use a measured one"
         )
-
-
-def _scaled_terms(terms: StepTerms, factor: float) -> StepTerms:
-    times = [item.name for item in fields(terms) if item.name.endswith("_ms")]
-    return replace(terms, **{name: getattr(terms, name) * factor for name in times})
 
 
 def _scaled_lengths(scenario: Scenario, name: str, factor: float) -> Scenario:

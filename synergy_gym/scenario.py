@@ -11,18 +11,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from synergy_gym.latency.profiles import ProfileError, load_profile
+from synergy_gym.latency.profiles import Loop, Profile, ProfileError, Sampling, load_profile
 from synergy_gym.latency.published import published_model
 from synergy_gym.latency.saturation_model import FORMS, Form
 from synergy_gym.latency.saturation_terms import SaturationTerms
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.table_terms import TableTerms, table_terms
+from synergy_gym.latency.terms import LATER_TERMS, StepTerms
 from synergy_gym.scenario_schema import EngineTable, EventTable, ScenarioFile
 from synergy_gym.strict_toml import read_toml, suggest
 from synergy_gym.types import NS_PER_S, SLO, ClientSpec, EngineSpec, Event, IntArray, TelemetrySpec
@@ -40,10 +43,39 @@ DEFAULT_FORM: Form = "stable"
 """The form of T(B,S) that the authors deployed; all four packaged profiles have one."""
 
 CLOCKS: Mapping[str, Form | None] = MappingProxyType(
-    {"measured": None, "saturation": DEFAULT_FORM, "saturation-six": "six",
-     "saturation-eight": "eight"}
+    {"measured": None, "async": None, "sync": None, "table": None, "saturation": DEFAULT_FORM,
+     "saturation-six": "six", "saturation-eight": "eight"}
 )  # fmt: skip
-"""What `Scenario.with_clock` and `NAME@CLOCK` can say, with the form of T(B,S) it stands for."""
+"""What `Scenario.with_clock` and `NAME@CLOCK` can say, with the form of T(B,S) it stands for.
+
+`table-1`, `table-2`, ... are further draws of the residual field of `table`.
+"""
+Terms = StepTerms | SaturationTerms | TableTerms
+
+
+@dataclass(frozen=True, slots=True)
+class EngineClock:
+    """What times an engine.
+
+    Attributes:
+        profile: of its GPU and model.
+        loop: "async" or "sync"; None where the profile times whole measured steps, else vLLM's
+            default.
+        sampling: whether every sequence's logits are filtered.
+    """
+
+    profile: Profile
+    loop: Loop | None
+    sampling: Sampling
+
+    def terms(self, loop: Loop | None = None) -> StepTerms:
+        """The clock's terms, with another loop where the profile knows loops.
+
+        Raises:
+            ProfileError: the profile has no such variant.
+        """
+        chosen = (loop or self.loop) if self.profile.loops else self.loop
+        return self.profile.timed(chosen, self.sampling)
 
 
 class ScenarioError(ValueError):
@@ -58,10 +90,12 @@ class Scenario:
         name: the file's name without its ending.
         description: one sentence for people.
         clock: what times a step; "measured": the profiles' terms (`latency/terms.py`),
-            "saturation": SynergySched's T(B,S) (`latency/saturation_terms.py`).
+            "saturation": SynergySched's T(B,S) (`latency/saturation_terms.py`), "table":
+            interpolated kernel tables (`latency/table_terms.py`).
         engines: the cluster, in index order.
         terms: the clock's coefficients, one per engine.
         measured_terms: the profiles' terms, one per engine, whatever the clock.
+        engine_clocks: profile and variant of each engine; empty in a scenario made by hand.
         slos: the request classes; `Workload.slo_class` indexes them.
         telemetry: how engine state reaches routers.
         client: timeouts and retries.
@@ -81,7 +115,7 @@ class Scenario:
     description: str
     clock: str
     engines: tuple[EngineSpec, ...]
-    terms: tuple[StepTerms | SaturationTerms, ...]
+    terms: tuple[Terms, ...]
     measured_terms: tuple[StepTerms, ...]
     slos: tuple[SLO, ...]
     telemetry: TelemetrySpec
@@ -96,6 +130,7 @@ class Scenario:
     validation_seeds: tuple[int, ...]
     test_seeds: tuple[int, ...]
     traffic: TrafficSpec
+    engine_clocks: tuple[EngineClock, ...] = ()
 
     def workload(self, load: float = 1.0, seed: int = 0) -> Workload:
         """The episode's requests, arriving in [0, `horizon_s`).
@@ -118,36 +153,58 @@ class Scenario:
         were: calibrated for the scenario's own clock.
 
         Args:
-            clock: one of `CLOCKS`; "saturation" is T(B,S) in its stable form.
+            clock: one of `CLOCKS`: "async" and "sync" are the loops of vLLM's engine, "table" is
+                kernel tables with a drawn residual field, "saturation" T(B,S) in its stable form.
 
         Raises:
-            ScenarioError: no such clock, or an engine whose profile has no published model.
+            ScenarioError: no such clock, or an engine whose profile does not have it.
         """
-        if clock not in CLOCKS:
+        kind = "table" if re.fullmatch(r"table-\d{1,3}", clock) else clock
+        if kind not in CLOCKS:
             raise ScenarioError(
                 f"{self.name}: no clock {clock!r}; choose one of {', '.join(CLOCKS)}"
             )
-        form = CLOCKS[clock]
-        if form is None and self.clock == "measured":
+        if kind == "measured" and self.clock == "measured":
             return self
-        terms: tuple[StepTerms | SaturationTerms, ...] = self.measured_terms
+        try:
+            terms = self._timed(kind, int(clock.partition("-")[2] or 0) if kind == "table" else 0)
+        except ProfileError as cause:
+            raise ScenarioError(f"{self.name}@{clock}: {cause}") from cause
+        name = self.name.partition("@")[0]
+        family = "measured" if kind in ("async", "sync") else kind.partition("-")[0]
+        changes: dict[str, Any] = {"terms": terms}
+        if kind in ("async", "sync"):
+            changes["measured_terms"] = terms
+        return dataclasses.replace(self, name=f"{name}@{clock}", clock=family, **changes)
+
+    def _timed(self, kind: str, draw: int) -> tuple[Terms, ...]:
+        form = CLOCKS[kind]
         if form is not None:
-            key = f"{self.name}@{clock}: engine"
-            terms = tuple(
-                saturation_terms(engine, form, f"{key} {engine.name!r}") for engine in self.engines
+            key = f"{self.name}@{kind}: engine"
+            return tuple(saturation_terms(e, form, f"{key} {e.name!r}") for e in self.engines)
+        if kind == "measured":
+            return self.measured_terms
+        if not self.engine_clocks:
+            raise ProfileError("the scenario was made by hand and names no profiles")
+        if kind == "table":
+            return tuple(
+                table_terms(
+                    clock.profile, clock.loop, e.max_num_seqs, e.max_num_batched_tokens, draw
+                )
+                for e, clock in zip(self.engines, self.engine_clocks, strict=True)
             )
-        name = self.name
-        for known in CLOCKS:
-            name = name.removesuffix(f"@{known}")
-        return dataclasses.replace(
-            self, name=f"{name}@{clock}", clock=clock.partition("-")[0], terms=terms
-        )
+        loop: Loop = "sync" if kind == "sync" else "async"
+        return tuple(clock.terms(loop) for clock in self.engine_clocks)
 
     def hash(self) -> str:
         """SHA-256 over everything that can change a result (not the prose), hexadecimal."""
         content = dataclasses.asdict(self)
-        for idle in ("description", "rate_source", "measured_terms"):
+        for idle in ("description", "rate_source", "measured_terms", "engine_clocks"):
             del content[idle]
+        for terms in content["terms"]:
+            for name, default in LATER_TERMS.items():
+                if terms.get(name) == default:
+                    del terms[name]
         text = json.dumps(content, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -182,7 +239,8 @@ def load_scenario(name: str | Path) -> Scenario:
     path = _locate(name)
     file = read_toml(path, ScenarioFile, ScenarioError)
     engines = [spec for group in file.engine for spec in _engines(group)]
-    measured = _measured_terms(path, file)
+    clocks = _engine_clocks(path, file)
+    measured = tuple(clock.terms() for clock in clocks)
     return Scenario(
         name=path.stem,
         description=file.description,
@@ -203,6 +261,7 @@ def load_scenario(name: str | Path) -> Scenario:
         validation_seeds=file.seeds.validation,
         test_seeds=file.seeds.test,
         traffic=file.traffic.spec(),
+        engine_clocks=clocks,
     )
 
 
@@ -218,29 +277,38 @@ def _locate(name: str | Path) -> Path:
 
 
 def _engines(group: EngineTable) -> list[EngineSpec]:
-    shared = group.model_dump(exclude={"name", "count", "kv", "saturation"})
+    own = {"name", "count", "kv", "saturation", "async_scheduling", "sampling"}
+    shared = group.model_dump(exclude=own)
     return [EngineSpec(name=n, kv_blocks=group.kv.kv_blocks, **shared) for n in group.names()]
 
 
-def _measured_terms(path: Path, file: ScenarioFile) -> tuple[StepTerms, ...]:
-    terms: list[StepTerms] = []
+def _engine_clocks(path: Path, file: ScenarioFile) -> tuple[EngineClock, ...]:
+    clocks: list[EngineClock] = []
     for index, group in enumerate(file.engine):
         key = f"{path}: engine[{index}]"
         source = group.profile
         local = path.parent / source if source.endswith(".toml") else source
         try:
-            profile = load_profile(local)
+            clock = EngineClock(load_profile(local), _loop(group), group.sampling)
+            clock.terms()
         except ProfileError as cause:
             raise ScenarioError(f"{key}.profile: {cause}") from cause
         for name in ("gpu", "model"):
-            have, want = getattr(group, name), getattr(profile, name)
+            have, want = getattr(group, name), getattr(clock.profile, name)
             if have != want:
                 raise ScenarioError(
                     f"{key}.{name}: is {have!r}, but profile {source!r} was measured on {want!r}; "
                     "make them agree"
                 )
-        terms += [profile.terms] * group.count
-    return tuple(terms)
+        clocks += [clock] * group.count
+    return tuple(clocks)
+
+
+def _loop(group: EngineTable) -> Loop | None:
+    """The loop that a scenario names; None where it says nothing."""
+    if group.async_scheduling is None:
+        return None
+    return "async" if group.async_scheduling else "sync"
 
 
 def _saturation_terms(path: Path, file: ScenarioFile) -> tuple[SaturationTerms, ...]:

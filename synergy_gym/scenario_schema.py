@@ -61,6 +61,8 @@ class EngineTable(Table):
     scheduling: Literal["fcfs", "priority"] = Field("fcfs", description='"fcfs" or "priority"')
     watermark_blocks: int = Field(0, ge=0, description="a number of blocks, >= 0")
     weight: float = Field(1.0, gt=0, description="a relative capacity, > 0")
+    async_scheduling: bool | None = Field(None, description="true or false, as vLLM's option")
+    sampling: Literal["greedy", "top-p"] = Field("greedy", description='"greedy" or "top-p"')
     saturation: Literal["stable", "six", "eight"] | None = Field(
         None, description='"stable", "six" or "eight"'
     )

@@ -7,56 +7,142 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+import numpy as np
 
+from synergy_gym.latency.profile_schema import ProfileFile, Tier
 from synergy_gym.latency.terms import StepTerms
-from synergy_gym.strict_toml import Table, read_toml, suggest
+from synergy_gym.strict_toml import read_toml, suggest
 
 FOLDER = Path(__file__).parent / "profiles"
 
-_MS = "a time in milliseconds, >= 0"
+Loop = Literal["async", "sync"]
+"""vLLM's asynchronous scheduling (default from 0.14 on), or the step-by-step loop before it."""
+Sampling = Literal["greedy", "top-p"]
+BUSY_EXPERTS = 1024
+"""Tokens from which on all experts are loaded anyway, and more tokens are more computation."""
 
 
 class ProfileError(ValueError):
     """A latency profile is missing or malformed; the message names file, key and cure."""
 
 
-class _Terms(Table):
-    base_ms: float = Field(ge=0, description=_MS)
-    per_sequence_ms: float = Field(0.0, ge=0, description=_MS)
-    per_token_ms: float = Field(0.0, ge=0, description=_MS)
-    per_decode_context_ms: float = Field(0.0, ge=0, description=_MS)
-    per_prefill_pair_ms: float = Field(0.0, ge=0, description=_MS)
-    per_prefill_context_ms: float = Field(0.0, ge=0, description=_MS)
-    prefill_step_ms: float = Field(0.0, ge=0, description=_MS)
-    per_mixed_context_ms: float = Field(0.0, ge=0, description=_MS)
-    floor_ms: float = Field(gt=0, description="a time in milliseconds, > 0")
-    noise_sd: float = Field(0.0, ge=0, le=0.25, description="a relative deviation, 0 to 0.25")
-    straggler_probability: float = Field(0.0, ge=0, le=1, description="a share, 0 to 1")
-    straggler_factor: float = Field(1.0, ge=1, description="a factor, >= 1")
-
-
-class _ProfileFile(Table):
-    gpu: str = Field(min_length=1, description='what it runs on, e.g. "1xH100"')
-    model: str = Field(min_length=1, description="the model's public name")
-    source: str = Field(min_length=1, description="where the coefficients come from")
-    terms: _Terms = Field(description="the table [terms]")
-
-
 @dataclass(frozen=True, slots=True)
 class Profile:
     """The clock of one engine type.
 
-    `source` says in one sentence where the coefficients come from; the file has the
-    details. `gpu` and `model` must agree with the engine that uses the profile.
+    A profile of `tier` "measured steps" times whole steps of an engine. The others are sums of
+    kernels, to which the engine's loop, the sampler and the slowdown of a busy GPU are added as
+    named parts: `timed` puts them together.
+
+    Attributes:
+        name: the file's name without its ending.
+        gpu: what it runs on, e.g. `1xH100`; must agree with the engine that uses the profile.
+        model: likewise.
+        source: in one sentence where the coefficients come from; the file has the details.
+        file: everything that the file holds.
     """
 
     name: str
     gpu: str
     model: str
     source: str
-    terms: StepTerms
+    file: ProfileFile
+
+    @property
+    def tier(self) -> Tier:
+        """How far it was checked."""
+        return self.file.tier
+
+    @property
+    def terms(self) -> StepTerms:
+        """The clock as vLLM is configured by default: asynchronous scheduling, where known."""
+        return self.timed()
+
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        """The loops that it can time; none where whole steps were measured."""
+        return () if self.file.engine is None else ("async", "sync")
+
+    def overhead_ms(self, loop: Loop | None = None) -> float:
+        """What the engine adds to every step, ms; `None`: asynchronous, where there are loops.
+
+        Raises:
+            ProfileError: the profile has no such loop.
+        """
+        if self.file.engine is None:
+            if loop is not None:
+                raise ProfileError(
+                    f"profile {self.name!r} times whole measured steps and has no {loop} variant; "
+                    "leave it out, or choose a profile with a table [engine]"
+                )
+            return 0.0
+        return self.file.engine.sync_ms if loop == "sync" else self.file.engine.async_ms
+
+    def timed(
+        self,
+        loop: Loop | None = None,
+        sampling: Sampling = "greedy",
+        sustained: float | None = None,
+    ) -> StepTerms:
+        """The clock's terms.
+
+        Args:
+            loop: the engine's; `None`: asynchronous, where the profile knows loops.
+            sampling: whether every sequence's logits are filtered.
+            sustained: factor of compute-bound work instead of the profile's.
+
+        Raises:
+            ProfileError: the profile has no such variant.
+        """
+        step_ms, per_sample_ms = self._sampler(sampling)
+        added = self.overhead_ms(loop) + step_ms
+        t, factor = self.file.terms, self._sustained(sustained)
+        return StepTerms(
+            **t.model_dump(exclude=_COMPOSED),
+            base_ms=max(t.base_ms + added, 0.0),
+            floor_ms=max(t.floor_ms + added, 0.0),
+            per_token_ms=t.per_token_ms * factor,
+            per_prefill_pair_ms=t.per_prefill_pair_ms * factor,
+            per_prefill_context_ms=t.per_prefill_context_ms * factor,
+            per_sample_ms=per_sample_ms,
+            experts_ms=self._experts(factor),
+        )
+
+    def _sampler(self, sampling: Sampling) -> tuple[float, float]:
+        if sampling == "greedy":
+            return 0.0, 0.0
+        if self.file.sampler is None:
+            raise ProfileError(
+                f"profile {self.name!r} has no table [sampler], so it cannot time {sampling} "
+                'sampling; use "greedy"'
+            )
+        return self.file.sampler.step_ms, self.file.sampler.per_sequence_ms
+
+    def _sustained(self, given: float | None) -> float:
+        own = self.file.sustained
+        if given is None:
+            return 1.0 if own is None else own.factor
+        if own is None:
+            raise ProfileError(
+                f"profile {self.name!r} times whole measured steps, so a sustained factor of "
+                f"{given} has no meaning; leave it out"
+            )
+        return given
+
+    def _experts(self, factor: float) -> tuple[tuple[int, float], ...]:
+        """Knots; what they grow beyond `BUSY_EXPERTS` tokens is computation."""
+        if self.file.experts is None:
+            return ()
+        knots = self.file.experts.knots
+        busy = float(np.interp(BUSY_EXPERTS, *zip(*knots, strict=True)))
+        return tuple((n, ms + max(ms - busy, 0.0) * (factor - 1)) for n, ms in knots)
+
+
+_COMPOSED = {
+    "base_ms", "floor_ms", "per_token_ms", "per_prefill_pair_ms", "per_prefill_context_ms"
+}  # fmt: skip
 
 
 def list_profiles() -> list[str]:
@@ -71,9 +157,8 @@ def load_profile(name: str | Path) -> Profile:
         ProfileError: no such profile, or a malformed file.
     """
     path = _locate(name)
-    content = read_toml(path, _ProfileFile, ProfileError)
-    terms = StepTerms(**content.terms.model_dump())
-    return Profile(path.stem, content.gpu, content.model, content.source, terms)
+    file = read_toml(path, ProfileFile, ProfileError)
+    return Profile(path.stem, file.gpu, file.model, file.source, file)
 
 
 def _locate(name: str | Path) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synergy_gym.latency.terms import BY_SEQUENCES, BY_TOKENS, CLOCK_SIZE, FS_PER_MS, UNIT
+from synergy_gym.latency.terms import CLOCK_SIZE, FS_PER_MS, TABLES, UNIT
 from synergy_gym.sim import layout as L
 from synergy_gym.sim.adverts import NOT_PREDICTED
 from synergy_gym.types import (
@@ -149,7 +149,7 @@ def _fill_clock(a: IntArray, at: int, clock: IntArray, tables: int) -> None:
     """Write the head at `at` and the tables, if any, at `tables`."""
     a[at : at + CLOCK_SIZE] = clock[:CLOCK_SIZE]
     a[tables : tables + len(clock) - CLOCK_SIZE] = clock[CLOCK_SIZE:]
-    for field in (BY_SEQUENCES, BY_TOKENS):
+    for field in TABLES:
         if clock[field]:
             a[at + field] = tables + clock[field] - CLOCK_SIZE
 

@@ -1,0 +1,1 @@
+"""Step times from measured kernels: what `synergy-gym clock` makes profiles of."""
