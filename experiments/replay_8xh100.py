@@ -3,19 +3,20 @@
 Commands (from the repository root; SYNERGY_GYM_DATA names the folder that holds
 `measurements/requests_*.csv.gz` and `measurements/e2e_client_rounds.csv`):
 
-    SYNERGY_GYM_DATA=../shared .venv/bin/python experiments/replay_8xh100.py --fit all
+    SYNERGY_GYM_DATA=../shared .venv/bin/python experiments/replay_8xh100.py --fit
     SYNERGY_GYM_DATA=../shared .venv/bin/python experiments/replay_8xh100.py
     SYNERGY_GYM_DATA=../shared .venv/bin/python experiments/replay_8xh100.py --variants
     SYNERGY_GYM_DATA=../shared .venv/bin/python experiments/replay_8xh100.py --quick
 
-The first fits the clock's coefficients, each time without one run (`--fit RUN` does one of
-them), and keeps them in `results/replay_8xh100/coefficients.csv`. The second replays every run
-with the coefficients that were fitted without it. The third plays variants of PRISM, whose
+The first fits what a busy node adds to kernel times (`replay_fit.py`), each time without one run
+of stock vLLM, and keeps it in `results/replay_8xh100/coefficients.csv`, together with a rival
+explanation; runs under LENS are in no fit. The second replays every run with what was fitted
+without it, and with the kernels' clock that saw none. The third plays variants of PRISM, whose
 version in the runs is unknown. The last replays stretches of the runs, in half a minute.
 
 Writes `comparison.csv` (per-request logs), `rounds.csv` (runs of which only the clients' own
 quantiles per minute exist), `front_end.csv` (token streams faster than an engine step),
-`cdfs.png`, `timeline.png` and `manifest.json`; `variants.csv`; `quick.csv`.
+`cdfs.png`, `timeline.png` and `manifest.json`; `rival.csv`; `variants.csv`; `quick.csv`.
 """
 
 from __future__ import annotations
@@ -32,10 +33,18 @@ import numpy as np
 import pandas as pd
 from common import figure, parser, save, show, write_csv, write_manifest
 from replay_client import STEADY, WaitWhileReading, Window, front_end, sustained
-from replay_fit import Coefficients, Fit, Stretches, stretch_of
+from replay_fit import (
+    PROFILE,
+    STRETCH,
+    Coefficients,
+    Stretches,
+    fit,
+    fit_rival,
+    node_grid,
+    rival_grid,
+)
 from replay_rounds import (
     CELLS,
-    LENS_RR_05,
     PERCENTILES,
     ROUNDS,
     cell_arrivals,
@@ -62,6 +71,8 @@ from replay_runs import (
 )
 
 from synergy_gym.evaluation.manifest import policy_entry
+from synergy_gym.latency.kernels.engine import SYNC
+from synergy_gym.latency.profiles import load_profile
 from synergy_gym.types import FloatArray
 
 NAME = "replay_8xh100"
@@ -69,15 +80,15 @@ COEFFICIENTS = Path(__file__).parent / "results" / NAME / "coefficients.csv"
 ALL = "none"
 FITS: Mapping[str, tuple[Run, ...]] = MappingProxyType(
     {
-        str(NATIVE_05): (PACED_07, LENS_RR_07),
-        str(PACED_07): (NATIVE_05, LENS_RR_07),
-        str(LENS_RR_07): (NATIVE_05, PACED_07, LENS_RR_05),
-        str(LENS_RR_05): (NATIVE_05, PACED_07, LENS_RR_07),
-        ALL: (NATIVE_05, PACED_07, LENS_RR_07, LENS_RR_05),
+        str(NATIVE_05): (PACED_07,),
+        str(PACED_07): (NATIVE_05,),
+        ALL: (NATIVE_05, PACED_07),
     }
 )
-"""What coefficients are fitted on, by the run that is left out. Only runs whose router is known
-and whose front end kept up; `ALL` is for the runs that are not among them."""
+"""What coefficients are fitted on, by the run that is left out: runs of stock vLLM whose front end
+kept up. `ALL` is for the runs that are not among them, those under LENS and PRISM first."""
+UNSEEN = Coefficients(load_profile(PROFILE).file.sustained.factor, SYNC.ms, NO_OVERHEAD)
+"""The kernels' clock with an engine's parts as packaged: it saw none of these runs."""
 GOALS_PERCENT: Mapping[tuple[str, int], float] = MappingProxyType(
     {("e2e_s", 50): 5.0, ("e2e_s", 90): 5.0, ("e2e_s", 99): 5.0, ("ttft_s", 50): 15.0}
 )
@@ -153,7 +164,7 @@ def read_coefficients(path: Path = COEFFICIENTS) -> dict[str, Coefficients]:
         SystemExit: nothing has been fitted yet.
     """
     if not path.is_file():
-        raise SystemExit(f"{path} not found; run this script with --fit all first")
+        raise SystemExit(f"{path} not found; run this script with --fit first")
     table = pd.read_csv(path)
     return {row["held_out"]: Coefficients.from_row(row) for row in table.to_dict("records")}
 
@@ -162,7 +173,7 @@ def coefficients_for(run: Run, known: Mapping[str, Coefficients]) -> tuple[str, 
     """What was fitted without this run, and how the tables call it."""
     held = str(run) if str(run) in FITS else ALL
     if held not in known:
-        raise SystemExit(f"no coefficients fitted without {held!r}; run with --fit {held!r}")
+        raise SystemExit(f"no coefficients fitted without {held!r}; run with --fit")
     return "fitted without this run", known[held]
 
 
@@ -178,20 +189,16 @@ class Replay:
 def replay(
     run: Run,
     log: pd.DataFrame,
-    coefficients: Coefficients | None,
+    coefficients: Coefficients,
     begin_s: float = 0.0,
     to_s: float = np.inf,
     **how: Any,
 ) -> Replay:
-    """Play what was sent in [begin_s, to_s); None: packaged profile, no overhead.
-
-    Further arguments go to `simulate`.
-    """
+    """Play what was sent in [begin_s, to_s). Further arguments go to `simulate`."""
     part = log[(log.send_s >= begin_s) & (log.send_s < to_s)]
-    terms = None if coefficients is None else coefficients.terms
-    overhead = NO_OVERHEAD if coefficients is None else coefficients.overhead
-    simulated = simulate(run, part, terms, begin_s=begin_s, **how)
-    return Replay(run, part, add_wait(simulated, overhead.of(part.tokens_in.to_numpy(float))))
+    simulated = simulate(run, part, coefficients.terms, begin_s=begin_s, **how)
+    wait_s = coefficients.overhead.of(part.tokens_in.to_numpy(float))
+    return Replay(run, part, add_wait(simulated, wait_s))
 
 
 def replay_whole(
@@ -206,9 +213,10 @@ def replay_whole(
     return played, rows
 
 
-def steady_rows(run: Run, log: pd.DataFrame, coefficients: Coefficients | None) -> Any:
+def steady_rows(
+    run: Run, log: pd.DataFrame, coefficients: Coefficients, label: str
+) -> tuple[Replay, list[dict[str, Any]]]:
     """Rows of the steady part alone."""
-    label = "packaged profile" if coefficients is None else "fitted without this run"
     played = replay(run, log, coefficients, STEADY.from_s - SETTLE_S, STEADY.to_s)
     return played, compare(run, STEADY, played.measured, played.simulated, label)
 
@@ -299,29 +307,50 @@ def write_manifest_of(out: Path, data: Path) -> None:
     )
 
 
-def run_fits(which: str, logs: Mapping[Run, pd.DataFrame], rounds: pd.DataFrame, out: Path) -> None:
-    """Fit without one run, or all of these fits, and keep the coefficients."""
-    if which not in ("all", *FITS):
-        raise SystemExit(f"--fit {which!r}: choose all or one of {', '.join(map(repr, FITS))}")
-    path, stretches = out / COEFFICIENTS.name, Stretches(logs, rounds)
-    rows = pd.read_csv(path).set_index("held_out").T.to_dict() if path.is_file() else {}
-    for name in FITS if which == "all" else [which]:
-        found = Fit(stretches, FITS[name]).run()
-        rows[name] = {"fitted_on": "; ".join(map(str, FITS[name]))} | found.row()
-        table = pd.DataFrame([{"held_out": n, **rows[n]} for n in FITS if n in rows])
-        write_csv(table, path)
-        show(f"Coefficients fitted without {name}", table[table.held_out == name].T.reset_index())
+def run_fits(logs: Mapping[Run, pd.DataFrame], out: Path) -> None:
+    """All fits, and the rival explanation held against the same runs and those under LENS."""
+    stretches = Stretches(logs, node_grid())
+    rows = []
+    for name, runs in FITS.items():
+        found = fit(stretches, runs)
+        rows.append({"held_out": name, "fitted_on": "; ".join(map(str, runs)), **found.row()})
+    table = pd.DataFrame(rows)
+    write_csv(table, out / COEFFICIENTS.name)
+    show("What a busy node adds, fitted on stock vLLM", table.T.reset_index())
+    rival = run_rival(logs, read_coefficients(out / COEFFICIENTS.name))
+    write_csv(rival, out / "rival.csv")
+    show("Two causes, fitted on stock vLLM", rival)
+
+
+def run_rival(logs: Mapping[Run, pd.DataFrame], known: Mapping[str, Coefficients]) -> pd.DataFrame:
+    """Errors of both explanations: busy GPUs (`sustained`), busy CPUs (time per sequence)."""
+    terms, wait, per_sequence_ms = fit_rival(Stretches(logs, rival_grid()), FITS[ALL])
+    both = {
+        f"GPUs: sustained {known[ALL].sustained:.2f}": (known[ALL].terms, known[ALL].overhead),
+        f"CPUs: {per_sequence_ms:.3f} ms per sequence": (terms, wait),
+    }
+    rows: list[dict[str, Any]] = []
+    for label, (clock, overhead) in both.items():
+        for run in (NATIVE_05, PACED_07, LENS_RR_07):
+            log = logs[run]
+            part = log[(log.send_s >= STRETCH.begin_s) & (log.send_s < STRETCH.to_s)]
+            simulated = simulate(run, part, clock, begin_s=STRETCH.begin_s)
+            played = add_wait(simulated, overhead.of(part.tokens_in.to_numpy(float)))
+            rows += compare(run, STEADY, part, played, label)
+    return pd.DataFrame(rows)
 
 
 def run_quick(logs: Mapping[Run, pd.DataFrame], known: Mapping[str, Coefficients]) -> pd.DataFrame:
-    """Steady part of the native runs, and the fitted stretch of LENS."""
+    """Steady part of the runs of stock vLLM, and the first minutes of it under LENS."""
     rows: list[dict[str, Any]] = []
     for run in (NATIVE_05, PACED_07, NATIVE_07):
-        rows += steady_rows(run, logs[run], coefficients_for(run, known)[1])[1]
-    part = stretch_of(LENS_RR_07)
+        label, coefficients = coefficients_for(run, known)
+        rows += steady_rows(run, logs[run], coefficients, label)[1]
     label, coefficients = coefficients_for(LENS_RR_07, known)
-    played = replay(LENS_RR_07, logs[LENS_RR_07], coefficients, part.begin_s, part.to_s)
-    window = Window("40 s", part.from_s, part.to_s)
+    window = Window("60 s", STEADY.from_s, STEADY.from_s + 60)
+    played = replay(
+        LENS_RR_07, logs[LENS_RR_07], coefficients, STEADY.from_s - SETTLE_S, window.to_s
+    )
     rows += compare(LENS_RR_07, window, played.measured, played.simulated, label)
     return pd.DataFrame(rows)
 
@@ -352,15 +381,14 @@ def run_all(
     rounds: pd.DataFrame,
     out: Path,
 ) -> pd.DataFrame:
-    """Every run, the packaged profile beside it, the cells, and the plots."""
+    """Every run, the clock that saw none beside it, the cells, and the plots."""
     rows: list[dict[str, Any]] = []
     replays = []
     for run in RUNS:
         played, found = replay_whole(run, logs, known)
         replays.append(played)
         rows += found
-        if str(run) in FITS:
-            rows += steady_rows(run, logs[run], None)[1]
+        rows += steady_rows(run, logs[run], UNSEEN, "kernels, saw no run")[1]
     cells = [row for cell in CELLS for row in compare_cell(cell, logs, known, rounds)]
     write_csv(pd.DataFrame(cells), out / "rounds.csv")
     show("Runs known by their clients' quantiles", pd.DataFrame(cells))
@@ -373,14 +401,14 @@ def run_all(
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     options = parser(__doc__.splitlines()[0], NAME)
-    options.add_argument("--fit", metavar="RUN", help='fit without RUN, or "all" of these fits')
+    options.add_argument("--fit", action="store_true", help="fit what a busy node adds")
     options.add_argument("--variants", action="store_true", help="versions of PRISM")
     chosen = options.parse_args(argv)
     data, out = data_folder(), chosen.out
     logs = {run: read_run(data / run.file) for run in RUNS}
     rounds = pd.read_csv(data / ROUNDS)
     if chosen.fit:
-        run_fits(chosen.fit, logs, rounds, out)
+        run_fits(logs, out)
         return
     known = read_coefficients()
     if chosen.quick:

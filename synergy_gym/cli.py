@@ -22,6 +22,7 @@ from synergy_gym import cli_live, cli_route, cli_serve
 from synergy_gym import cli_tables as tables
 from synergy_gym.cli_agent import agent
 from synergy_gym.cli_calibrate import calibrate
+from synergy_gym.cli_clock import clock
 from synergy_gym.cli_fidelity import fidelity
 from synergy_gym.cli_incidents import incidents
 from synergy_gym.cli_report import TimelineOption, report, timeline_of, write_timeline_file
@@ -50,6 +51,7 @@ traces_app = typer.Typer(help="Public request traces.", no_args_is_help=True)
 app.add_typer(traces_app, name="traces")
 app.command()(agent)
 app.command()(calibrate)
+app.command()(clock)
 app.command()(fidelity)
 app.command()(incidents)
 app.command()(report)

@@ -193,6 +193,8 @@ class Scenario:
                 )
                 for e, clock in zip(self.engines, self.engine_clocks, strict=True)
             )
+        if not any(clock.profile.loops for clock in self.engine_clocks):
+            raise ProfileError("its profiles time whole measured steps, whatever the loop")
         loop: Loop = "sync" if kind == "sync" else "async"
         return tuple(clock.terms(loop) for clock in self.engine_clocks)
 

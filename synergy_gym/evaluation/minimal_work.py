@@ -264,4 +264,7 @@ def _longest_step_s(spec: EngineSpec, terms: StepTerms) -> float:
     attention = (per_context + terms.per_prefill_context_ms) * context
     attention += terms.per_prefill_pair_ms * tokens * spec.max_model_len
     linear = terms.base_ms + terms.per_sequence_ms * spec.max_num_seqs + terms.per_token_ms * tokens
-    return (max(linear, terms.floor_ms) + terms.prefill_step_ms + attention) / 1e3
+    linear = max(linear, terms.floor_ms + terms.floor_per_token_ms * tokens)
+    linear += max((ms for _, ms in terms.experts_ms), default=0.0)
+    linear += terms.per_sample_ms * spec.max_num_seqs
+    return (linear + terms.prefill_step_ms + attention) / 1e3

@@ -13,8 +13,9 @@ from synergy_gym.latency.terms import check_knots
 from synergy_gym.strict_toml import Table
 
 Tier = Literal["measured steps", "deployments", "few points", "kernels only"]
-"""How far a profile was checked: fitted on steps of a whole engine; made of kernels and held against
-measured deployments of that GPU and model family (ten or more, or fewer); or against nothing."""
+"""How far a profile was checked: fitted on steps of a whole engine; made of kernels and held
+against measured deployments of that GPU and model family (ten or more, or fewer); or against
+nothing (`unvalidated`)."""
 
 _MS = "a time in milliseconds, >= 0"
 _RANGE = "the ends of a 95 % range"
@@ -64,6 +65,7 @@ class FitErrorTable(Table):
 class EngineTable(Table):
     """`[engine]`: what the engine adds to every step, by its loop."""
 
+    loop: Literal["async", "sync"] = Field("async", description='"async" or "sync": the default')
     async_ms: float = Field(description="milliseconds with asynchronous scheduling")
     async_range: tuple[float, float] = Field(description=_RANGE)
     sync_ms: float = Field(description="milliseconds without")

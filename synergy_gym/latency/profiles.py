@@ -56,8 +56,13 @@ class Profile:
         return self.file.tier
 
     @property
+    def tier_label(self) -> str:
+        """How tables name the tier: what was held against nothing is `unvalidated`."""
+        return f"{self.tier}: unvalidated" if self.tier == "kernels only" else self.tier
+
+    @property
     def terms(self) -> StepTerms:
-        """The clock as vLLM is configured by default: asynchronous scheduling, where known."""
+        """The clock as the file says, which is vLLM's default: asynchronous scheduling."""
         return self.timed()
 
     @property
@@ -66,7 +71,7 @@ class Profile:
         return () if self.file.engine is None else ("async", "sync")
 
     def overhead_ms(self, loop: Loop | None = None) -> float:
-        """What the engine adds to every step, ms; `None`: asynchronous, where there are loops.
+        """What the engine adds to every step, ms; `None`: with the file's own loop.
 
         Raises:
             ProfileError: the profile has no such loop.
@@ -78,7 +83,8 @@ class Profile:
                     "leave it out, or choose a profile with a table [engine]"
                 )
             return 0.0
-        return self.file.engine.sync_ms if loop == "sync" else self.file.engine.async_ms
+        engine = self.file.engine
+        return engine.sync_ms if (loop or engine.loop) == "sync" else engine.async_ms
 
     def timed(
         self,
@@ -89,7 +95,7 @@ class Profile:
         """The clock's terms.
 
         Args:
-            loop: the engine's; `None`: asynchronous, where the profile knows loops.
+            loop: the engine's; `None`: the file's own.
             sampling: whether every sequence's logits are filtered.
             sustained: factor of compute-bound work instead of the profile's.
 

@@ -178,7 +178,7 @@ _TOKENS = (1, *(1 << i for i in range(1, 15)), *(3 << i for i in range(13)))
 
 @lru_cache(maxsize=1)
 def held_out_errors() -> tuple[int, ...]:
-    """Relative errors of the clocks on held-out deployments, in 1/`UNIT`, their median taken off."""
+    """Relative errors of the clocks on held-out deployments, in 1/`UNIT`, less their median."""
     with ERRORS_FILE.open(encoding="utf-8", newline="") as file:
         return tuple(round(float(row["relative_error"]) * UNIT) for row in csv.DictReader(file))
 

@@ -89,7 +89,7 @@ class Gpu:
         multiprocessors: streaming multiprocessors.
         bandwidth_bytes_per_ms: of the memory.
         attention: what vLLM takes there.
-        sustained: see `Sustained`.
+        sustained: see `Sustained`; for bf16 layers.
     """
 
     name: str
@@ -100,32 +100,45 @@ class Gpu:
     attention: Attention
     sustained: Sustained
 
+    def sustained_for(self, gemm: str) -> Sustained:
+        """`Sustained` for linear layers of a type."""
+        return self.sustained if gemm == "bfloat16" else QUANTISED
+
     def engine_label(self, tp: int) -> str:
         """What a scenario's engine calls `tp` of them, e.g. `1xH100`."""
         return f"{tp}x{self.label}"
 
 
-_LOGS = (
-    "single H100 under steady traffic, experiments/fit_engine_overhead.py: 3,058 steps of 4,096 "
-    "tokens of SynergySched's authors (104.3 ms); upper end: eight busy H100 in one node"
+_H100 = Sustained(
+    1.17,
+    1.0,
+    1.3,
+    "between 1.10 of a single H100 (SynergySched's authors: 3,058 steps of 4,096 tokens, 104.3 ms "
+    "on average) and 1.24 of eight busy ones in a node (experiments/replay_8xh100.py)",
 )
-_NONE = "no measurement under sustained load; the range is the H100's"
-_H100 = Sustained(1.10, 1.0, 1.3, _LOGS)
-_UNKNOWN = Sustained(1.0, 1.0, 1.3, _NONE)
+_H200 = Sustained(1.17, 1.0, 1.3, "the H100's chip at the same 700 W: its value, assumed")
+_UNKNOWN = Sustained(1.0, 1.0, 1.3, "no measurement under sustained load; the range is the H100's")
+QUANTISED = Sustained(
+    1.0,
+    0.9,
+    1.1,
+    "quantised layers: 34,560 steps of QwQ-32B with FP8 weights on an H100 (SynergySched's "
+    "authors) took 0.92 of the kernels' time per prompt token",
+)
 
 GPUS: Mapping[str, Gpu] = MappingProxyType(
     {
         gpu.name: gpu
         for gpu in (
             Gpu("h100", "h100_sxm", "H100", 132, 3.350e9, FLASH_3, _H100),
-            Gpu(
-                "h200", "h200_sxm", "H200", 132, 4.800e9, FLASH_3,
-                Sustained(1.10, 1.0, 1.3, "the H100's chip at the same 700 W: its value, assumed"),
-            ),
+            Gpu("h200", "h200_sxm", "H200", 132, 4.800e9, FLASH_3, _H200),
             Gpu("a100", "a100_sxm", "A100", 108, 2.039e9, FLASH_2, _UNKNOWN),
             Gpu("b200", "b200_sxm", "B200", 148, 8.000e9, FLASH_INFER, _UNKNOWN),
             Gpu("l40s", "l40s", "L40S", 142, 0.864e9, FLASH_2, _UNKNOWN),
-            Gpu("rtxpro6000", "rtx_pro_6000_server", "RTX PRO 6000", 188, 1.792e9, FLASH_2, _UNKNOWN),
+            Gpu(
+                "rtxpro6000", "rtx_pro_6000_server", "RTX PRO 6000", 188, 1.792e9, FLASH_2,
+                _UNKNOWN,
+            ),
         )
     }
 )  # fmt: skip

@@ -17,11 +17,12 @@ from synergy_gym.latency.kernels.fit import (
     fit_steps,
     timed_steps,
 )
-from synergy_gym.latency.kernels.hardware import Gpu, find_gpu
+from synergy_gym.latency.kernels.hardware import find_gpu
 from synergy_gym.latency.kernels.shape import GEMM_TYPES, ModelShape, find_config, read_shape
 from synergy_gym.latency.kernels.step import StepKernels
 from synergy_gym.latency.kernels.tables import Source, package_folder, package_version
 from synergy_gym.latency.profile_schema import Tier
+from synergy_gym.latency.profiles import Loop
 
 CACHES = {"bf16": "bfloat16", "fp8": "fp8"}
 NOISE_SD = 0.03
@@ -43,8 +44,9 @@ class Request:
         tp: GPUs that share the model.
         cache: type of the KV cache, a key of `CACHES`.
         weights: type of the linear layers instead of the configuration's, of `GEMM_TYPES`.
-        engine: whose kernels, "vllm" or "trtllm".
+        kernels_of: whose kernels, "vllm" or "trtllm".
         name: how the profile calls the model; by default as `model` says.
+        loop: what the profile stands for by default.
     """
 
     model: str
@@ -52,8 +54,9 @@ class Request:
     tp: int = 1
     cache: str = "bf16"
     weights: str | None = None
-    engine: str = "vllm"
+    kernels_of: str = "vllm"
     name: str | None = None
+    loop: Loop = "async"
 
     def kernels(self) -> StepKernels:
         """The kernels that are summed.
@@ -65,7 +68,7 @@ class Request:
             raise ClockError(f"KV cache {self.cache!r}: choose one of {', '.join(CACHES)}")
         gpu = find_gpu(self.gpu)
         shape = self._shape()
-        return StepKernels(Source(gpu, self.engine), shape, self.tp, CACHES[self.cache])
+        return StepKernels(Source(gpu, self.kernels_of), shape, self.tp, CACHES[self.cache])
 
     def _shape(self) -> ModelShape:
         name, config = find_config(self.model, package_folder() / "model_configs")
@@ -75,7 +78,8 @@ class Request:
         if self.weights not in GEMM_TYPES:
             raise ClockError(f"weights {self.weights!r}: choose one of {', '.join(GEMM_TYPES)}")
         experts = shape.experts and replace(shape.experts, dtype=self.weights)
-        return replace(shape, gemm=self.weights, experts=experts)
+        # vLLM quantises an unquantised model when it loads it, with dynamic scales.
+        return replace(shape, gemm=self.weights, experts=experts, dynamic=True)
 
 
 def make_profile(request: Request, tier: Tier = "kernels only") -> str:
@@ -91,16 +95,16 @@ def make_profile(request: Request, tier: Tier = "kernels only") -> str:
     kernels = request.kernels()
     fit = fit_steps(timed_steps(kernels))
     return "\n".join(
-        [*_head(request, kernels, tier), *_terms(fit), *_parts(kernels), *_tables(kernels)]
+        [*_head(request, kernels, tier), *_terms(fit), *_parts(request, kernels), *_tables(kernels)]
     )
 
 
 def _head(request: Request, kernels: StepKernels, tier: Tier) -> Iterator[str]:
     gpu, shape = kernels.source.gpu, kernels.shape
     versions = ", ".join(f"{name} {version}" for name, version in kernels.versions.items())
-    yield f"# {gpu.engine_label(kernels.tp)}, {shape.name}: {_types(request, shape)}. Sum of kernels"
-    yield f"# that aiconfigurator-core {package_version()} (Apache-2.0) holds: {request.engine}"
-    yield f"# {versions}; {gpu.attention.name}."
+    yield f"# {gpu.engine_label(kernels.tp)}, {shape.name}: {_types(request, shape)}."
+    yield f"# Sum of kernels that aiconfigurator-core {package_version()} (Apache-2.0) holds:"
+    yield f"# {request.kernels_of} {versions}; {gpu.attention.name}."
     yield "# Made by"
     yield f"#     {_command(request)}"
     yield "# which says again where each number comes from (docs/clocks.md has the method)."
@@ -109,7 +113,7 @@ def _head(request: Request, kernels: StepKernels, tier: Tier) -> Iterator[str]:
     yield f"model = {_text(shape.name)}"
     yield (
         'source = "kernel timings of aiconfigurator-core '
-        f'{package_version()} ({request.engine}), added up; see docs/clocks.md"'
+        f'{package_version()} ({request.kernels_of}), added up; see docs/clocks.md"'
     )
     yield f"tier = {_text(tier)}"
 
@@ -123,7 +127,8 @@ def _command(request: Request) -> str:
     parts = [f"synergy-gym clock --model {request.model} --gpu {request.gpu}"]
     defaults = Request(request.model, request.gpu)
     for name, option in (("tp", "--tp"), ("cache", "--kv"), ("weights", "--weights"),
-                         ("engine", "--kernels"), ("name", "--name")):  # fmt: skip
+                         ("kernels_of", "--kernels"), ("loop", "--engine"),
+                         ("name", "--name")):  # fmt: skip
         value = getattr(request, name)
         if value != getattr(defaults, name):
             parts.append(f"{option} {value}")
@@ -160,8 +165,9 @@ def _terms(fit: Fit) -> Iterator[str]:
         yield f"{key} = {100 * fit.errors[kind]:.2f}"
 
 
-def _parts(kernels: StepKernels) -> Iterator[str]:
+def _parts(request: Request, kernels: StepKernels) -> Iterator[str]:
     yield from _table("engine  # what an engine adds to every step", {
+        "loop": request.loop,
         "async_ms": ASYNC.ms, "async_range": [ASYNC.low, ASYNC.high],
         "sync_ms": SYNC.ms, "sync_range": [SYNC.low, SYNC.high],
         "source": f"async: {ASYNC.source}; sync: {SYNC.source}",
@@ -172,10 +178,9 @@ def _parts(kernels: StepKernels) -> Iterator[str]:
         "per_sequence_range": [TOP_P.low[1], TOP_P.high[1]],
         "source": TOP_P.source,
     })  # fmt: skip
-    gpu: Gpu = kernels.source.gpu
+    busy = kernels.source.gpu.sustained_for(kernels.shape.gemm)
     yield from _table("sustained  # compute-bound work of a busy GPU", {
-        "factor": gpu.sustained.factor, "range": [gpu.sustained.low, gpu.sustained.high],
-        "source": gpu.sustained.source,
+        "factor": busy.factor, "range": [busy.low, busy.high], "source": busy.source,
     })  # fmt: skip
 
 

@@ -62,6 +62,8 @@ class ModelShape:
         dense_layers: layers without experts.
         experts: of the other layers; None for a dense model.
         gemm: type of the linear layers, one of `GEMM_TYPES`.
+        dynamic: whether inputs of quantised layers are scaled by what is in them, which is a
+            kernel of its own; fixed scales are fused with what comes before.
         qk_norm: whether queries and keys are normalised.
     """
 
@@ -77,6 +79,7 @@ class ModelShape:
     dense_layers: int
     experts: Experts | None
     gemm: str
+    dynamic: bool
     qk_norm: bool
 
 
@@ -135,7 +138,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _with_quantisation(path: Path) -> dict[str, Any]:
-    """The configuration, with ModelOpt's own file (`hf_quant_config.json`) where one lies beside."""
+    """The configuration, with ModelOpt's own file (`hf_quant_config.json`) if one lies beside."""
     content = _object(path)
     beside = path.with_name(path.name.replace("config.json", "hf_quant_config.json"))
     if "quantization_config" not in content and beside != path and beside.is_file():
@@ -158,7 +161,8 @@ def read_shape(name: str, config: Mapping[str, Any]) -> ModelShape:
     layers, hidden, heads = (
         get("num_hidden_layers"), get("hidden_size"), get("num_attention_heads")
     )  # fmt: skip
-    gemm, moe = _types(name, {**c, **_quantisation(config, c)})
+    quantisation = text_quantisation(config, c)
+    gemm, moe = _types(name, quantisation)
     experts = _experts(get, c, moe)
     dense = _dense_layers(c, layers) if experts else layers
     return ModelShape(
@@ -174,15 +178,23 @@ def read_shape(name: str, config: Mapping[str, Any]) -> ModelShape:
         dense_layers=dense,
         experts=experts,
         gemm=gemm,
+        dynamic=_is_dynamic(quantisation),
         qk_norm=bool(c.get("use_qk_norm")) or str(c.get("model_type", "")).startswith(
             ("qwen3", "gemma3", "olmo2")
         ),
     )  # fmt: skip
 
 
-def _quantisation(config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    found = text.get("quantization_config") or config.get("quantization_config")
-    return {"quantization_config": found} if found else {}
+def text_quantisation(config: Mapping[str, Any], text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`quantization_config` of the text model, else of the whole; empty without one."""
+    return text.get("quantization_config") or config.get("quantization_config") or {}
+
+
+def _is_dynamic(q: Mapping[str, Any]) -> bool:
+    if q.get("activation_scheme") == "dynamic":
+        return True
+    groups = (q.get("config_groups") or {}).values()
+    return any(bool(((g or {}).get("input_activations") or {}).get("dynamic")) for g in groups)
 
 
 class _Numbers:
@@ -222,9 +234,8 @@ def _refuse_other_kinds(name: str, c: Mapping[str, Any]) -> None:
         )
 
 
-def _types(name: str, c: Mapping[str, Any]) -> tuple[str, str]:
+def _types(name: str, q: Mapping[str, Any]) -> tuple[str, str]:
     """Types of linear layers and experts."""
-    q = c.get("quantization_config")
     if not q:
         return "bfloat16", "bfloat16"
     method = str(q.get("quant_method", "")).lower()

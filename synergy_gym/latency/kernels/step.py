@@ -15,6 +15,7 @@ from synergy_gym.latency.kernels.tables import (
     ExpertTimes,
     Gemm,
     Heads,
+    Scaling,
     Source,
 )
 
@@ -89,6 +90,7 @@ class StepKernels:
         ]
         self._reduce = AllReduce(source, tp) if tp > 1 else None
         self._experts = self._find_experts()
+        self._scaling = Scaling(source) if shape.dynamic and shape.gemm != "bfloat16" else None
         self._query = heads * shape.head_dim
         self._kv = 2 * kv * shape.head_dim
         bandwidth = ELEMENTWISE_BANDWIDTH * source.gpu.bandwidth_bytes_per_ms
@@ -126,8 +128,8 @@ class StepKernels:
     def _attention_layers_ms(self, tokens: int) -> float:
         """A layer's projections, norms, rotation, KV write and sums over GPUs."""
         s = self.shape
-        time = self._gemm.ms(tokens, self._query + self._kv, s.hidden)
-        time += self._gemm.ms(tokens, s.hidden, self._query)
+        time = self._linear_ms(tokens, self._query + self._kv, s.hidden)
+        time += self._linear_ms(tokens, s.hidden, self._query)
         time += 2 * self._elementwise(tokens, 4 * s.hidden)
         rotations = 2 if s.qk_norm else 1
         time += rotations * self._elementwise(tokens, 2 * (self._query + self._kv))
@@ -136,9 +138,13 @@ class StepKernels:
 
     def _feed_forward_ms(self, tokens: int, width: int) -> float:
         own = width // self.tp
-        time = self._gemm.ms(tokens, 2 * own, self.shape.hidden)
-        time += self._gemm.ms(tokens, self.shape.hidden, own)
+        time = self._linear_ms(tokens, 2 * own, self.shape.hidden)
+        time += self._linear_ms(tokens, self.shape.hidden, own)
         return time + self._elementwise(tokens, 3 * own)
+
+    def _linear_ms(self, tokens: int, out: int, into: int) -> float:
+        scaling = self._scaling.ms(tokens, into) if self._scaling else 0.0
+        return scaling + self._gemm.ms(tokens, out, into)
 
     def _elementwise(self, tokens: int, values: int) -> float:
         return ELEMENTWISE_MS + tokens * values * self._ms_per_value

@@ -190,6 +190,35 @@ class Gemm:
         return self.ms(rows, wide, hidden) * vocabulary / wide
 
 
+class Scaling:
+    """Time of scaling a linear layer's input by what is in it (dynamic quantisation).
+
+    Args:
+        source: whose kernels.
+
+    Raises:
+        ClockError: not measured.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._parts = []
+        for table in ("computescale_perf", "scale_matrix_perf"):
+            frame, self.version = source.read("quantize", table)
+            (tokens, widths), times = _pivot(frame, ("m", "k"))
+            self._parts.append((tokens, widths, np.log(np.maximum(times, 1e-6))))
+
+    def ms(self, tokens: int, width: int) -> float:
+        """Time for `tokens` rows of `width` values, ms."""
+        total = 0.0
+        for rows, widths, log in self._parts:
+            i, i1, a = _place(widths, min(max(width, widths[0]), widths[-1]))
+            curve = np.exp((1 - a) * log[:, i] + a * log[:, i1])
+            good = np.isfinite(curve)
+            time = float(np.interp(tokens, rows[good], curve[good]))
+            total += time * max(tokens / rows[-1], 1.0)
+        return total
+
+
 @dataclass(frozen=True, slots=True)
 class Heads:
     """What an attention kernel depends on.
