@@ -8,11 +8,11 @@ Commands (from the repository root; SYNERGY_GYM_DATA names the folder that holds
     SYNERGY_GYM_DATA=../shared .venv/bin/python experiments/replay_8xh100.py --variants
     SYNERGY_GYM_DATA=../shared .venv/bin/python experiments/replay_8xh100.py --quick
 
-The first fits what a busy node adds to kernel times (`replay_fit.py`), each time without one run
-of stock vLLM, and keeps it in `results/replay_8xh100/coefficients.csv`, together with a rival
-explanation; runs under LENS are in no fit. The second replays every run with what was fitted
-without it, and with the kernels' clock that saw none. The third plays variants of PRISM, whose
-version in the runs is unknown. The last replays stretches of the runs, in half a minute.
+The first fits what a busy node adds to kernel times (`replay_fit.py`), each time without one run,
+and keeps it in `results/replay_8xh100/coefficients.csv`, together with a rival explanation. The
+second replays every run with what was fitted without it, and with the kernels' clock that saw none.
+The third plays variants of PRISM, whose version in the runs is unknown. The last replays stretches
+of the runs, in half a minute.
 
 Writes `comparison.csv` (per-request logs), `rounds.csv` (runs of which only the clients' own
 quantiles per minute exist), `front_end.csv` (token streams faster than an engine step),
@@ -45,6 +45,7 @@ from replay_fit import (
 )
 from replay_rounds import (
     CELLS,
+    LENS_RR_05,
     PERCENTILES,
     ROUNDS,
     cell_arrivals,
@@ -80,13 +81,16 @@ COEFFICIENTS = Path(__file__).parent / "results" / NAME / "coefficients.csv"
 ALL = "none"
 FITS: Mapping[str, tuple[Run, ...]] = MappingProxyType(
     {
-        str(NATIVE_05): (PACED_07,),
-        str(PACED_07): (NATIVE_05,),
-        ALL: (NATIVE_05, PACED_07),
+        str(NATIVE_05): (PACED_07, LENS_RR_07),
+        str(PACED_07): (NATIVE_05, LENS_RR_07),
+        str(LENS_RR_07): (NATIVE_05, PACED_07),
+        str(LENS_RR_05): (NATIVE_05, PACED_07),
+        ALL: (NATIVE_05, PACED_07, LENS_RR_07),
     }
 )
-"""What coefficients are fitted on, by the run that is left out: runs of stock vLLM whose front end
-kept up. `ALL` is for the runs that are not among them, those under LENS and PRISM first."""
+"""What coefficients are fitted on, by the run that is left out: runs whose router is known and
+whose front end kept up. What is said of LENS has seen no run under LENS. `ALL` is for the runs that
+are not among them, and the packaged profile."""
 UNSEEN = Coefficients(load_profile(PROFILE).file.sustained.factor, SYNC.ms, NO_OVERHEAD)
 """The kernels' clock with an engine's parts as packaged: it saw none of these runs."""
 GOALS_PERCENT: Mapping[tuple[str, int], float] = MappingProxyType(
@@ -316,7 +320,7 @@ def run_fits(logs: Mapping[Run, pd.DataFrame], out: Path) -> None:
         rows.append({"held_out": name, "fitted_on": "; ".join(map(str, runs)), **found.row()})
     table = pd.DataFrame(rows)
     write_csv(table, out / COEFFICIENTS.name)
-    show("What a busy node adds, fitted on stock vLLM", table.T.reset_index())
+    show("What a busy node adds", table.T.reset_index())
     rival = run_rival(logs, read_coefficients(out / COEFFICIENTS.name))
     write_csv(rival, out / "rival.csv")
     show("Two causes, fitted on stock vLLM", rival)
@@ -324,9 +328,10 @@ def run_fits(logs: Mapping[Run, pd.DataFrame], out: Path) -> None:
 
 def run_rival(logs: Mapping[Run, pd.DataFrame], known: Mapping[str, Coefficients]) -> pd.DataFrame:
     """Errors of both explanations: busy GPUs (`sustained`), busy CPUs (time per sequence)."""
-    terms, wait, per_sequence_ms = fit_rival(Stretches(logs, rival_grid()), FITS[ALL])
+    terms, wait, per_sequence_ms = fit_rival(Stretches(logs, rival_grid()), FITS[str(LENS_RR_07)])
+    busy = known[str(LENS_RR_07)]
     both = {
-        f"GPUs: sustained {known[ALL].sustained:.2f}": (known[ALL].terms, known[ALL].overhead),
+        f"GPUs: sustained {busy.sustained:.2f}": (busy.terms, busy.overhead),
         f"CPUs: {per_sequence_ms:.3f} ms per sequence": (terms, wait),
     }
     rows: list[dict[str, Any]] = []

@@ -112,8 +112,8 @@ def node_profile(text: str) -> str:
     head = head.replace(
         "# which says again where each number comes from (docs/clocks.md has the method).",
         "# and experiments/replay_8xh100.py --fit: what eight busy engines in a node add, fitted\n"
-        "# on two measured runs of stock vLLM 0.9 (YNewsoul/llm-inference-benchmarking, FlowGPT);\n"
-        "# no run under LENS or PRISM was seen. Ranges: fits on either run alone.",
+        "# on three measured runs of vLLM 0.9, two stock and one under LENS\n"
+        "# (YNewsoul/llm-inference-benchmarking, FlowGPT). Ranges: fits that leave one out.",
     ).replace('added up; see docs/clocks.md"', 'added up; what a busy node adds is fitted on runs"')
     head = head.replace('tier = "kernels only"', 'tier = "deployments"')
 
@@ -131,7 +131,7 @@ def node_profile(text: str) -> str:
     busy = (
         "[sustained]  # compute-bound work of a busy GPU\n"
         f"factor = {float(found['sustained']):.3g}\nrange = {spread('sustained')}\n"
-        'source = "fitted on two runs of stock vLLM, experiments/replay_8xh100.py"\n\n'
+        'source = "fitted on three measured runs, experiments/replay_8xh100.py"\n\n'
     )
     return f"{head}{engine}[sampler]{sampler}{busy}[table]{table}"
 

@@ -90,6 +90,8 @@ class Gpu:
         bandwidth_bytes_per_ms: of the memory.
         attention: what vLLM takes there.
         sustained: see `Sustained`; for bf16 layers.
+        fuses_sums: whether vLLM fuses sums over GPUs with the norm that follows (FlashInfer's
+            kernels, which are TRT-LLM's), as InferenceMAX's scripts have it on the B200.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Gpu:
     bandwidth_bytes_per_ms: float
     attention: Attention
     sustained: Sustained
+    fuses_sums: bool = False
 
     def sustained_for(self, gemm: str) -> Sustained:
         """`Sustained` for linear layers of a type."""
@@ -117,7 +120,15 @@ _H100 = Sustained(
     "on average) and 1.24 of eight busy ones in a node (experiments/replay_8xh100.py)",
 )
 _H200 = Sustained(1.17, 1.0, 1.3, "the H100's chip at the same 700 W: its value, assumed")
-_UNKNOWN = Sustained(1.0, 1.0, 1.3, "no measurement under sustained load; the range is the H100's")
+_A100 = Sustained(
+    1.12,
+    1.0,
+    1.2,
+    "SynergySched's authors' fit of 66,495 steps of an A100: 0.0708 ms per token with 2,551 pairs",
+)
+_ASSUMED = Sustained(
+    1.17, 1.0, 1.3, "no measurement under sustained load: the H100's value, assumed"
+)
 QUANTISED = Sustained(
     1.0,
     0.9,
@@ -132,12 +143,12 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
         for gpu in (
             Gpu("h100", "h100_sxm", "H100", 132, 3.350e9, FLASH_3, _H100),
             Gpu("h200", "h200_sxm", "H200", 132, 4.800e9, FLASH_3, _H200),
-            Gpu("a100", "a100_sxm", "A100", 108, 2.039e9, FLASH_2, _UNKNOWN),
-            Gpu("b200", "b200_sxm", "B200", 148, 8.000e9, FLASH_INFER, _UNKNOWN),
-            Gpu("l40s", "l40s", "L40S", 142, 0.864e9, FLASH_2, _UNKNOWN),
+            Gpu("a100", "a100_sxm", "A100", 108, 2.039e9, FLASH_2, _A100),
+            Gpu("b200", "b200_sxm", "B200", 148, 8.000e9, FLASH_INFER, _ASSUMED, True),
+            Gpu("l40s", "l40s", "L40S", 142, 0.864e9, FLASH_2, _ASSUMED),
             Gpu(
                 "rtxpro6000", "rtx_pro_6000_server", "RTX PRO 6000", 188, 1.792e9, FLASH_2,
-                _UNKNOWN,
+                _ASSUMED,
             ),
         )
     }

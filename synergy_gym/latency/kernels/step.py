@@ -89,6 +89,8 @@ class StepKernels:
             for window, layers in sorted(Counter(shape.windows).items())
         ]
         self._reduce = AllReduce(source, tp) if tp > 1 else None
+        fused = Source(source.gpu, "trtllm") if source.gpu.fuses_sums else source
+        self._fused = AllReduce(fused, tp) if tp > 1 and source.gpu.fuses_sums else None
         self._experts = self._find_experts()
         self._scaling = Scaling(source) if shape.dynamic and shape.gemm != "bfloat16" else None
         self._query = heads * shape.head_dim
@@ -130,11 +132,19 @@ class StepKernels:
         s = self.shape
         time = self._linear_ms(tokens, self._query + self._kv, s.hidden)
         time += self._linear_ms(tokens, s.hidden, self._query)
-        time += 2 * self._elementwise(tokens, 4 * s.hidden)
+        time += 2 * self._norm_ms(tokens)
         rotations = 2 if s.qk_norm else 1
         time += rotations * self._elementwise(tokens, 2 * (self._query + self._kv))
-        time += self._elementwise(tokens, 2 * self._kv)
-        return time + (2 * self._reduce.ms(tokens * s.hidden) if self._reduce else 0.0)
+        return time + self._elementwise(tokens, 2 * self._kv)
+
+    def _norm_ms(self, tokens: int) -> float:
+        """A sum over GPUs, where there are several, and the norm after it; fused where faster."""
+        values = tokens * self.shape.hidden
+        time = self._elementwise(tokens, 4 * self.shape.hidden)
+        if self._reduce is None:
+            return time
+        time += self._reduce.ms(values)
+        return time if self._fused is None else min(time, self._fused.ms(values))
 
     def _feed_forward_ms(self, tokens: int, width: int) -> float:
         own = width // self.tp

@@ -1,0 +1,174 @@
+"""Do simulated policies differ as measured ones do? Pairs of 8xH100 runs at equal mode and rate.
+
+A cell is a measured run of `e2e_cells.csv` (22 runs; trimmed by 30 s at both ends). Its requests
+are those of a run whose log exists: the same slices of the same FlowGPT log, as many clients as
+give the cell's rate. A pair of policies is played with a clock that saw no run of either: pairs
+with stock vLLM with the kernels' clock alone, pairs without with what is fitted on stock vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from replay_fit import Coefficients
+from replay_runs import NATIVE_07, PACED_07, Run, add_wait, simulate
+
+CELLS = "measurements/e2e_cells.csv"
+TRIM_S = 30.0
+SLO_E2E_S, SLO_TTFT_S, SLO_TPOT_MS = 5.0, 1.0, 50.0
+CLIENT_RPS = 5.0
+NEAR_POINTS = 5.0
+"""Pairs whose attainment differs by less say nothing about a sign."""
+FIGURES = ("att_e2e_5s", "att_ttft_1s", "att_tpot_50ms", "e2e_s_p50", "e2e_s_p90")
+STOCK = ("native", "sarathi")
+"""Labels of stock vLLM: `sarathi` is chunked prefill, which is vLLM V1's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measured run."""
+
+    experiment: str
+    mode: str
+    engine: str
+    router: str
+    upper: float
+    measured: Mapping[str, float]
+
+    @property
+    def policy(self) -> str:
+        """Engine and router label."""
+        return f"{self.engine} {self.router}"
+
+    @property
+    def where(self) -> tuple[str, str, float]:
+        """What pairs have in common."""
+        return (self.experiment, self.mode, self.upper)
+
+    @property
+    def run(self) -> Run:
+        """What plays it."""
+        engine = "native" if self.engine in STOCK else self.engine
+        return Run(self.mode, engine, self.router, self.upper)
+
+
+def read_cells(table: pd.DataFrame) -> list[Cell]:
+    """The trimmed rows."""
+    return [
+        Cell(
+            row["set"], row.arrival_mode, row.engine, row.router, row.sample_upper,
+            {name: float(row[name]) for name in (*FIGURES, "offered_rps", "n_requests")},
+        )
+        for _, row in table[table.trimmed == 1].iterrows()
+    ]  # fmt: skip
+
+
+def arrivals(cell: Cell, logs: Mapping[Run, pd.DataFrame]) -> pd.DataFrame:
+    """Requests at the cell's rate: clients of a logged run; beyond its seven a first one again."""
+    log = logs[PACED_07 if cell.mode == "qps" else NATIVE_07]
+    wanted = round(cell.measured["offered_rps"] / CLIENT_RPS)
+    own = sorted(log.client.unique())
+    parts = []
+    for index in range(wanted):
+        part = log[log.client == own[index % len(own)]]
+        if index >= len(own):
+            shift = 10.0 * (index - index % len(own))
+            session = part.session_id + 10**6
+            part = part.assign(send_s=part.send_s + shift, client=index, session_id=session)
+        parts.append(part)
+    return pd.concat(parts).sort_values("send_s", kind="stable").reset_index(drop=True)
+
+
+def figures(requests: pd.DataFrame, latencies: pd.DataFrame) -> dict[str, float]:
+    """What the cells hold, for each client without its first and last 30 s."""
+    first = requests.groupby("client").send_s.transform("min") + TRIM_S
+    last = requests.groupby("client").send_s.transform("max") - TRIM_S
+    kept = latencies[((requests.send_s >= first) & (requests.send_s <= last)).to_numpy()]
+    return {
+        "att_e2e_5s": 100 * float((kept.e2e_s <= SLO_E2E_S).mean()),
+        "att_ttft_1s": 100 * float((kept.ttft_s <= SLO_TTFT_S).mean()),
+        "att_tpot_50ms": 100 * float((kept.tpot_ms <= SLO_TPOT_MS).mean()),
+        "e2e_s_p50": float(np.percentile(kept.e2e_s, 50)),
+        "e2e_s_p90": float(np.percentile(kept.e2e_s, 90)),
+    }
+
+
+def simulated(
+    cell: Cell, logs: Mapping[Run, pd.DataFrame], coefficients: Coefficients
+) -> dict[str, float]:
+    """The cell's figures in the simulator."""
+    requests = arrivals(cell, logs)
+    played = simulate(cell.run, requests, coefficients.terms)
+    wait = coefficients.overhead.of(requests.tokens_in.to_numpy(float))
+    return figures(requests, add_wait(played, wait))
+
+
+def contrasts(
+    cells: list[Cell],
+    logs: Mapping[Run, pd.DataFrame],
+    unseen: Coefficients,
+    stock: Coefficients,
+    on_cell: Any = None,
+) -> pd.DataFrame:
+    """A row per pair of policies at equal experiment, mode and rate.
+
+    Args:
+        cells: the measured runs.
+        logs: the runs whose requests are known.
+        unseen: a clock that saw no run.
+        stock: a clock fitted on runs of stock vLLM only.
+        on_cell: told (done, all, text) as cells are played.
+    """
+    pairs = [(a, b) for a, b in combinations(cells, 2) if a.where == b.where]
+    asked = [(c, known) for a, b in pairs for known in (_clock(a, b),) for c in (a, b)]
+    played: dict[tuple[int, str], dict[str, float]] = {}
+    order = list(dict.fromkeys((id(cell), known) for cell, known in asked))
+    by_id = {id(cell): cell for cell in cells}
+    for done, (key, known) in enumerate(order):
+        if on_cell is not None:
+            on_cell(done, len(order), f"{by_id[key].where} {by_id[key].policy}")
+        clock = unseen if known == "unseen" else stock
+        played[key, known] = simulated(by_id[key], logs, clock)
+    rows = []
+    for a, b in pairs:
+        known = _clock(a, b)
+        row: dict[str, Any] = {
+            "set": a.experiment, "mode": a.mode, "sample_upper": a.upper,
+            "offered_rps": a.measured["offered_rps"], "first": a.policy, "second": b.policy,
+            "clock": known,
+        }  # fmt: skip
+        for name in FIGURES:
+            one, other = played[id(a), known][name], played[id(b), known][name]
+            row[f"{name}_measured"] = a.measured[name] - b.measured[name]
+            row[f"{name}_simulated"] = one - other
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _clock(a: Cell, b: Cell) -> str:
+    return "unseen" if a.engine in STOCK or b.engine in STOCK else "fitted on stock vLLM"
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Signs and errors of the differences, per figure."""
+    found = []
+    for name in FIGURES:
+        measured, played = rows[f"{name}_measured"], rows[f"{name}_simulated"]
+        points = name.startswith("att")
+        far = measured.abs() >= (NEAR_POINTS if points else 0.1)
+        found.append(
+            {
+                "figure": name,
+                "pairs": len(rows),
+                "that differ": int(far.sum()),
+                "sign right": int((np.sign(measured) == np.sign(played))[far].sum()),
+                "mean absolute error": float((played - measured).abs().mean()),
+                "unit": "points" if points else "s",
+            }
+        )
+    return pd.DataFrame(found)
