@@ -63,8 +63,8 @@ class Lens(EnginePolicy):
         chunk_tokens: most prefill tokens per request and step, >= 16.
         max_candidates: batch sizes that are tried (None: all).
         spill: left-over budget may go to requests that the allocation did not reach.
-        mode: where the step model comes from. "pretrained": the published one of the engine's
-            latency profile, never updated; "hybrid": that one, updated; "online": learnt from
+        mode: where the step model comes from. "pretrained": the published one for the engine's
+            GPU and model, never updated; "hybrid": that one, updated; "online": learnt from
             the engine's own steps; "auto": pretrained where one is published, else online.
     """
 
@@ -167,27 +167,28 @@ class Lens(EnginePolicy):
     def _start_model(self, spec: EngineSpec) -> OnlineSaturationModel:
         from synergy_gym.latency.online import OnlineSaturationModel, online_settings
 
-        published, mode = published_model(spec.profile, self.form), self.mode
+        published, mode = published_model(spec.gpu, spec.model, self.form), self.mode
         if mode == "auto":
             mode = "online" if published is None else "pretrained"
             if published is None:
                 self._warn_online(spec)
         elif mode != "online" and published is None:
             raise ValueError(
-                f"policy {self.label}: no {self.form} model is published for latency profile "
-                f"{spec.profile!r} of engine {spec.name!r}; use mode=online or mode=auto"
+                f"policy {self.label}: no {self.form} model is published for {spec.model} on "
+                f"{spec.gpu} (engine {spec.name!r}); use mode=online or mode=auto"
             )
         settings = online_settings("env", form=self.form, mode=mode, retry_s=RETRY_S)
         return OnlineSaturationModel(settings, None if mode == "online" else published)
 
     def _warn_online(self, spec: EngineSpec) -> None:
         logging.getLogger(__name__).warning(
-            "%s on engine %r: no %s model is published for latency profile %r, so it learns one "
-            "from its own steps",
+            "%s on engine %r: no %s model is published for %s on %s, so it learns one from its "
+            "own steps",
             self.label,
             spec.name,
             self.form,
-            spec.profile,
+            spec.model,
+            spec.gpu,
         )
 
     def _check(self) -> None:

@@ -151,7 +151,7 @@ class Prism(RouterPolicy):
         )
         self.no_capacity = Fallback(
             __name__,
-            f"{self.name}: an engine never published its peak throughput (its latency profile has "
+            f"{self.name}: an engine never published its peak throughput (its GPU and model have "
             "no published fit and its policy sends no advert); its load counts as nothing",
         )
 

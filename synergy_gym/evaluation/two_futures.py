@@ -196,7 +196,7 @@ def play_router(policy: RouterPolicy, simulator: type, world: World, workload: W
         telemetry=TELEMETRY,
         events=world.events,
         rules=[DecisionRule(token_budget=256, cover_decodes=True) for _ in world.engines],
-        adverts=[published_advert(spec.profile) for spec in world.engines],
+        adverts=[published_advert(spec) for spec in world.engines],
     )
     rng = np.random.default_rng(POLICY_SEED)
     policy.reset(rng, *copy.deepcopy((world.engines, SLOS)))

@@ -23,8 +23,8 @@ from synergy_gym.latency.online import (
 from synergy_gym.latency.published import published_model
 from synergy_gym.latency.saturation import FitError, SaturationFit, SaturationModel
 from synergy_gym.types import ADVERT_TERMS
+from tests.engines import H100
 
-H100 = "h100-llama-3.1-8b"
 STORED = SaturationModel(
     form="six", b_scale=9, s_scale=10, pmax=4, k_b=10, k_s=1e-4, t_b=1.8, t_s=0.25, w1=0.004
 )
@@ -335,7 +335,7 @@ def test_the_fallback_answers_until_a_fit_is_accepted(caplog: pytest.LogCaptureF
 
 
 def test_the_model_answers_once_accepted() -> None:
-    stored = published_model(H100, "stable")
+    stored = published_model(*H100, "stable")
     assert stored is not None
     model = OnlineSaturationModel(online_settings("env"), stored)
     assert model.predict(16, 1024) == pytest.approx(33.3, abs=0.05)
@@ -460,7 +460,7 @@ def test_it_converges_and_follows_a_throttled_gpu(form: str, rng: np.random.Gene
 
 
 def test_partial_fits_freeze_the_structure(rng: np.random.Generator) -> None:
-    stored = published_model(H100, "six")
+    stored = published_model(*H100, "six")
     assert stored is not None
     settings = online_settings("partial-fit-2026", check_period_s=1.0)
     model = OnlineSaturationModel(settings, stored)

@@ -26,11 +26,11 @@ from synergy_gym.latency.saturation import (
     refit_fast,
 )
 from synergy_gym.types import FloatArray
+from tests.engines import H100
 
 FEW = settings(max_examples=max(10, settings.default.max_examples // 20))
 FORMS: tuple[Form, ...] = ("stable", "six", "eight")
 SEEDS = st.integers(0, 2**32 - 1)
-H100 = "h100-llama-3.1-8b"
 
 
 def steps_of(
@@ -71,7 +71,7 @@ def test_stable_parameters_are_recovered(seed: int) -> None:
 @given(seed=SEEDS)
 def test_predictions_are_recovered(form: Form, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    true = published_model(H100, form)
+    true = published_model(*H100, form)
     assert true is not None
     fit = fit_saturation(form, *steps_of(true, rng, noise=0.03), scales=(9, 10))
     assert fit.rows == 400
@@ -83,7 +83,7 @@ def test_predictions_are_recovered(form: Form, seed: int) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_scores_are_those_of_the_model(form: Form, rng: np.random.Generator) -> None:
-    true = published_model(H100, form)
+    true = published_model(*H100, form)
     assert true is not None
     b, s, ms = steps_of(true, rng, noise=0.05)
     fit = fit_saturation(form, b, s, ms)
@@ -191,7 +191,7 @@ def test_bounds_of_the_partial_refit(
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    old = published_model(H100, form)
+    old = published_model(*H100, form)
     assert old is not None
     b, s, ms = steps_of(old, rng)
     seen: dict[str, Any] = {}
@@ -258,7 +258,7 @@ def test_upper_bounds_bind(
 @pytest.mark.parametrize("key", [("stable", "base_ms"), ("six", "w1"), ("eight", "w1")])
 def test_partial_refit(key: tuple[Form, str], rng: np.random.Generator) -> None:
     form, work = key
-    old = published_model(H100, form)
+    old = published_model(*H100, form)
     assert old is not None
     new = {work: getattr(old, work) * 1.3, "t_b": old.t_b * 1.2, "t_s": old.t_s * 1.4 + 0.1}
     values = {name: getattr(old, name) for name in SaturationModel.__slots__} | new
@@ -273,7 +273,7 @@ def test_partial_refit(key: tuple[Form, str], rng: np.random.Generator) -> None:
 
 
 def test_partial_refit_stays_in_bounds(rng: np.random.Generator) -> None:
-    old = published_model(H100, "stable")
+    old = published_model(*H100, "stable")
     assert old is not None
     b, s, _ = steps_of(old, rng)
     busy = np.maximum(b, 40)  # saturated: 1 / (eB eS) is 1
