@@ -35,6 +35,7 @@ REFERENCE = {
     "forget_after_s": 300.0,
     "stale_after_s": 0.0,
     "rate_window_s": 60.0,
+    "step_model": "engine",
 }
 FIXED = {
     "capacity_units": "physical",
