@@ -3,8 +3,8 @@
 T = w1 s / Thr + tB b + tS s grows with the tokens of a step, so a starved step of one token is at
 least predicted right (11 ms, where the stable form says 90). Decodes starve all the same once
 they alone exceed the target. KevinCheung2259/vllm, commit 1b47cdc; the only published parameters
-are those of an H100 with Llama-3.1-8B. Other engines learn online, by fits that the authors' code
-refuses where a slope per median step is above 10 ms, often so; LENS is bypassed until one is
+are those of an H100 with Llama-3.1-8B. Other engines learn online, by fits that are refused, as by
+the authors' code, where a slope per median step is above 10 ms; LENS is bypassed until one is
 accepted. Information class: engine.
 """
 
