@@ -20,7 +20,7 @@ from synergy_gym.latency.online import ContextAwareModel
 from synergy_gym.latency.published import published_model
 from synergy_gym.latency.saturation import FitError, Form, fit_saturation
 from synergy_gym.latency.terms import NOISE, StepTerms, step_ns
-from synergy_gym.types import FloatArray
+from synergy_gym.types import EngineSpec, FloatArray
 
 Row = dict[str, Any]
 FORMS: tuple[Form, ...] = ("stable", "six", "eight")
@@ -117,16 +117,16 @@ def simulated_rows(scenario: str) -> list[Row]:
     world = single_engine(scenario, HORIZON_S)
     train, test = (record(world, LOAD, seed) for seed in (TRAIN_SEED, TEST_SEED))
     source = f"{scenario}, one engine, load {LOAD:g}"
-    models = dict(_models(world.engines[0].profile, world.terms[0], train, test))
+    models = dict(_models(world.engines[0], world.terms[0], train, test))
     return [_row("simulated", source, name, test, ms) for name, ms in models.items()]
 
 
 def _models(
-    profile: str, terms: StepTerms, train: Stream, test: Stream
+    spec: EngineSpec, terms: StepTerms, train: Stream, test: Stream
 ) -> Iterator[tuple[str, FloatArray]]:
     sizes = (train.table[:, 0], train.table[:, 1])
     for form in FORMS:
-        stored = published_model(profile, form)
+        stored = published_model(spec.gpu, spec.model, form)
         if stored is not None:
             yield f"T(B,S) {form}, as published", stored.predict_many_ms(*test.table[:, :2].T)
     for form in FORMS:

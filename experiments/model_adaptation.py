@@ -61,24 +61,28 @@ NEVER = 10**9
 """More rows than any stream has: the fallback 8.7 + 0.0215*S answers for ever."""
 
 
-Make = Callable[[str], StepModel]
-"""A model for an engine with that latency profile."""
+Make = Callable[[EngineSpec], StepModel]
+"""A model for an engine."""
 
 
 # --- the models ----------------------------------------------------------------------------------
 
 
-def _richest(profile: str) -> SaturationModel:
+def _stored_model(spec: EngineSpec, form: Form) -> SaturationModel | None:
+    return published_model(spec.gpu, spec.model, form)
+
+
+def _richest(spec: EngineSpec) -> SaturationModel:
     """The authors' stored model of the latest form: six, else eight, else stable (QwQ-32B)."""
-    found = (published_model(profile, form) for form in ("six", "eight", "stable"))
+    found = (_stored_model(spec, form) for form in ("six", "eight", "stable"))
     return next(model for model in found if model is not None)
 
 
 def _stored(preset: str, form: Form | None = None, **changes: object) -> Make:
     """A preset that starts from a stored model and is fitted in that model's form."""
 
-    def make(profile: str) -> StepModel:
-        model = published_model(profile, form) if form else _richest(profile)
+    def make(spec: EngineSpec) -> StepModel:
+        model = _stored_model(spec, form) if form else _richest(spec)
         assert model is not None
         return OnlineSaturationModel(online_settings(preset, form=model.form, **changes), model)
 
@@ -86,11 +90,11 @@ def _stored(preset: str, form: Form | None = None, **changes: object) -> Make:
 
 
 def _cold(preset: str, **changes: object) -> Make:
-    return lambda profile: OnlineSaturationModel(online_settings(preset, **changes))
+    return lambda spec: OnlineSaturationModel(online_settings(preset, **changes))
 
 
-def _context(profile: str) -> StepModel:
-    advert = published_advert(profile)
+def _context(spec: EngineSpec) -> StepModel:
+    advert = published_advert(spec)
     assert advert is not None
     return ContextAwareModel(advert.step_ms)
 
@@ -106,7 +110,7 @@ MODELS: MappingProxyType[str, Make] = MappingProxyType(
         "online six, long window": _cold("long-window-2026"),
         "hybrid (multi-timescale-2026)": _stored("multi-timescale-2026", mode="hybrid"),
         "partial fit (partial-fit-2026)": _stored("partial-fit-2026"),
-        "context-aware, generic prior": lambda profile: ContextAwareModel(),
+        "context-aware, generic prior": lambda spec: ContextAwareModel(),
         "context-aware, published prior": _context,
     }
 )
@@ -171,11 +175,13 @@ def _fits(model: StepModel, start_s: float = 0.0, stop_s: float = np.inf) -> flo
     return float(sum(start_s <= time <= stop_s for time in times))
 
 
-def adapt(stream: Stream, profile: str, head: Row, segments: dict[str, tuple[int, int]]) -> list:
+def adapt(
+    stream: Stream, spec: EngineSpec, head: Row, segments: dict[str, tuple[int, int]]
+) -> list:
     """Replay a stream into every model; one row per model and segment, with its curve."""
     rows = []
     for name, make in MODELS.items():
-        model = make(profile)
+        model = make(spec)
         errors = np.abs(replay(model, stream) / stream.ms - 1)
         for case, (start, stop) in segments.items():
             fits = _fits(model, stream.end_s[start], stream.end_s[stop - 1])
@@ -199,7 +205,7 @@ def throttled(cell: Cell) -> list[Row]:
     change = stream.index_at(CHANGE_S)
     segments = {"cold start": (0, change), "throttled by 30 %": (change, len(stream))}
     head = {"kind": "simulated", "scenario": cell.scenario, "seed": cell.seed}
-    return adapt(stream, world.engines[0].profile, head, segments)
+    return adapt(stream, world.engines[0], head, segments)
 
 
 def new_traffic(cell: Cell) -> list[Row]:
@@ -212,15 +218,14 @@ def new_traffic(cell: Cell) -> list[Row]:
     change = len(stream)
     stream = stream.then(record(second, LOAD, cell.seed))
     head = {"kind": "simulated", "scenario": cell.scenario, "seed": cell.seed}
-    profile = first.engines[0].profile
-    return adapt(stream, profile, head, {"new traffic": (change, len(stream))})
+    return adapt(stream, first.engines[0], head, {"new traffic": (change, len(stream))})
 
 
 def saturated(cell: Cell) -> list[Row]:
     """A cold start where the world is T(B, S): the stable form with the published parameters."""
     world = single_engine(cell.scenario, CHANGE_S)
-    profile = world.engines[0].profile
-    truth = published_model(profile, "stable")
+    spec = world.engines[0]
+    truth = _stored_model(spec, "stable")
     assert truth is not None
     recorded = record(world, LOAD, cell.seed)
     noise = 1 + NOISE_SD * np.random.default_rng(cell.seed).standard_normal(len(recorded))
@@ -228,7 +233,7 @@ def saturated(cell: Cell) -> list[Row]:
     stream = Stream(recorded.steps, ms, np.cumsum(ms) / 1e3)
     name = f"{cell.scenario}, timed by T(B,S)"
     head = {"kind": "simulated", "scenario": name, "seed": cell.seed}
-    return adapt(stream, profile, head, {"cold start": (0, len(stream))})
+    return adapt(stream, spec, head, {"cold start": (0, len(stream))})
 
 
 # --- the authors' own adaptation experiments -----------------------------------------------------
@@ -253,7 +258,7 @@ class AdaptiveLens(RampLens):
     form = "six"
 
     def _start_model(self, spec: EngineSpec) -> OnlineSaturationModel:
-        model = SETTINGS[self.setting][0](spec.profile)
+        model = SETTINGS[self.setting][0](spec)
         assert isinstance(model, OnlineSaturationModel)
         return model
 
@@ -269,7 +274,7 @@ def windows(cell: Cell) -> list[Row]:
     part = slice(stream.index_at(SPAN_S[0]), len(stream))
     rows = []
     for setting, (make, published_s) in SETTINGS.items():
-        predicted = replay(make(world.engines[0].profile), stream)
+        predicted = replay(make(world.engines[0]), stream)
         figures = score(stream.ms[part], predicted[part], stream.decode_only[part])
         policy = "vllm-v1" if setting.startswith("native") else AdaptiveLens(setting=setting)
         requests = evaluate(world, policy, seed=cell.seed, record_itl=False).requests
@@ -287,7 +292,7 @@ def partial_updates(cell: Cell) -> list[Row]:
     world = single_engine(cell.scenario, 120.0)
     parts = [record(replace(world, rate_rps=rate), 1.0, cell.seed) for rate in (3.0, 5.0, 3.0)]
     stream = parts[0].then(parts[1]).then(parts[2])
-    stored = published_model(world.engines[0].profile, "six")
+    stored = _stored_model(world.engines[0], "six")
     rows = []
     for label, changes in {"partial fit": {}, "static": {"eval_only": True}}.items():
         settings = online_settings("partial-fit-2026", **changes)

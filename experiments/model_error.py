@@ -84,8 +84,8 @@ def world(name: str, clock: str) -> Scenario:
 
 def published(name: str, form: Form) -> SaturationModel | None:
     """The authors' model of the scenario's only kind of engine, if there is one."""
-    (profile,) = {engine.profile for engine in load_scenario(name).engines}
-    return published_model(profile, form)
+    ((gpu, model),) = {(engine.gpu, engine.model) for engine in load_scenario(name).engines}
+    return published_model(gpu, model, form)
 
 
 def form_of(policy: str) -> Form:

@@ -34,6 +34,7 @@ import paper_common as pc
 from paper_end_to_end import DATASETS, VALIDATION_SEEDS
 
 from synergy_gym.evaluation.statistics import estimate
+from synergy_gym.latency.published import StepModelFile
 
 LINES = (pc.SYNERGY, pc.LENS_RR, pc.SARATHI_PRISM, pc.SARATHI_RR)
 DESIGN = tuple(line.label for line in LINES)
@@ -179,9 +180,11 @@ def _interactions(axes: object, table: pd.DataFrame, datasets: list[str]) -> Non
     axes.legend()
 
 
-def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def run(
+    size: Size, out: Path, processes: int, step_model: StepModelFile = "engine"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Play the design and write it; returns attainment per seed and the effects."""
-    lines = pc.available(LINES)
+    lines = pc.available(LINES, step_model)
     if len(lines) < len(LINES):
         raise SystemExit("the ablation needs all four lines; see the message above")
     cells = plan(size)
@@ -189,7 +192,7 @@ def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFra
     measure = pc.Measure(windows, tuple(sorted(set(cells.threshold_s))))
     places = [(DATASETS[row.dataset], row.rate_rps) for row in cells.itertuples()]
     jobs = pc.grid("paper-ablation", places, size.seeds, lines, measure, size.horizon_s)
-    variants = pc.available(size.variants)
+    variants = pc.available(size.variants, step_model)
     jobs += pc.grid("paper-ablation", places, size.seeds[:1], variants, measure, size.horizon_s)
     lines += variants
     results = pc.play_grid(jobs, measure, out, processes)
@@ -222,7 +225,7 @@ def beside(y: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = pc.arguments("SynergySched's ablation", "paper_ablation", argv)
-    y, table = run(QUICK if given.quick else FULL, given.out, given.processes)
+    y, table = run(QUICK if given.quick else FULL, given.out, given.processes, given.step_model)
     means = y.groupby(["set", "dataset"], sort=False).mean().round(1)
     pc.show("Attainment in percent, means over seeds (simulated)", means.reset_index())
     pc.show("Effects in percentage points", table)

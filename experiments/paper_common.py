@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,10 @@ from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.manifest import software, write_json
 from synergy_gym.evaluation.progress import ProgressLog
 from synergy_gym.evaluation.runner import Result, evaluate
+from synergy_gym.latency.published import StepModelFile
 from synergy_gym.metrics import latencies, slo_met
+from synergy_gym.policies.lens import Lens
+from synergy_gym.policies.prism import Prism
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import NS_PER_S, SLO, BoolArray, FloatArray
@@ -71,8 +74,27 @@ COLOURS: Mapping[str, str] = {
 }
 
 
-def available(lines: Iterable[Line]) -> list[Line]:
-    """The lines whose policies are registered; the others are named on stderr."""
+def with_step_model(line: Line, file: StepModelFile) -> Line:
+    """The line with that file in its LENS and PRISM policies; a LENS that learns loads none."""
+    engine, router = make_engine_policy(line.engine), make_router_policy(line.router)
+    if file == "engine" or (isinstance(engine, Lens) and engine.mode == "online"):
+        return line
+    return replace(
+        line,
+        engine=_with(line.engine, file) if isinstance(engine, Lens) else line.engine,
+        router=_with(line.router, file) if isinstance(router, Prism) else line.router,
+    )
+
+
+def _with(policy: str, file: StepModelFile) -> str:
+    return f"{policy}{',' if ':' in policy else ':'}step_model={file}"
+
+
+def available(lines: Iterable[Line], step_model: StepModelFile = "engine") -> list[Line]:
+    """The lines whose policies are registered; the others are named on stderr.
+
+    `step_model` is the file that LENS and PRISM plan with, as `with_step_model` says.
+    """
     found = []
     for line in lines:
         try:
@@ -81,7 +103,7 @@ def available(lines: Iterable[Line]) -> list[Line]:
         except ValueError as error:
             cli_tables.note(f"SKIPPED line {line.label!r} ({line.engine} + {line.router}): {error}")
         else:
-            found.append(line)
+            found.append(with_step_model(line, step_model))
     return found
 
 
@@ -338,11 +360,18 @@ def published(name: str) -> pd.DataFrame:
 
 
 def arguments(description: str, name: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options that all scripts have; a quick run writes to a folder of its own."""
+    """The options that all scripts have; a variant writes to a folder of its own."""
     options = parser(description, name)
+    options.add_argument(
+        "--step-model",
+        choices=get_args(StepModelFile),
+        default="engine",
+        help="the authors' file that LENS and PRISM plan with (docs/policies.md)",
+    )
     given = options.parse_args(argv)
-    if given.quick and given.out == options.get_default("out"):
-        given.out = RESULTS / f"{name}-quick"
+    if given.out == options.get_default("out"):
+        variant = "" if given.step_model == "engine" else f"-{given.step_model}"
+        given.out = RESULTS / f"{name}{variant}{'-quick' if given.quick else ''}"
     return given
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import pandas as pd
 import paper_common as pc
 
+from synergy_gym.latency.published import StepModelFile
+
 DATASETS = {
     "summarization": "paper-summarization-8xh100",
     "flowgpt-q": "paper-flowgpt-q-8xh100",
@@ -192,9 +194,11 @@ def plot(compared: pd.DataFrame, path: Path) -> None:
     pc.save(chart, path)
 
 
-def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def run(
+    size: Size, out: Path, processes: int, step_model: StepModelFile = "engine"
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Play, compare and write; returns the comparison, the gains and the capacities."""
-    lines = pc.available(LINES)
+    lines = pc.available(LINES, step_model)
     thresholds = {*THRESHOLDS_S.values(), *pc.published("end_to_end").threshold_s.unique()}
     windows = (pc.Window("steady", *size.steady_s), pc.Window("full", 0.0, size.steady_s[1]))
     measure = pc.Measure(windows, tuple(sorted(float(x) for x in thresholds)))
@@ -224,7 +228,9 @@ def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFra
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = pc.arguments("SynergySched's end-to-end experiment", "paper_end_to_end", argv)
-    compared, summary, scale = run(QUICK if given.quick else FULL, given.out, given.processes)
+    compared, summary, scale = run(
+        QUICK if given.quick else FULL, given.out, given.processes, given.step_model
+    )
     pc.show("Where Sarathi RR attains 90 %", scale)
     for name in ("published", "matched"):
         part = compared[compared.set == name]

@@ -24,6 +24,7 @@ import pandas as pd
 import paper_common as pc
 
 from synergy_gym.evaluation.jobs import JobResult
+from synergy_gym.latency.published import StepModelFile
 
 DATASETS = {
     "sharegpt": "paper-sharegpt-hetero",
@@ -130,9 +131,9 @@ def capacities(compared: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shares(results: Sequence[JobResult], size: Size) -> pd.DataFrame:
+def shares(results: Sequence[JobResult], size: Size, lines: Sequence[pc.Line]) -> pd.DataFrame:
     """Share of requests per engine: mean over the steady window, deviation over 20 s slices."""
-    labels = {(line.engine, line.router): line.label for line in size.lines}
+    labels = {(line.engine, line.router): line.label for line in lines}
     names = {scenario: dataset for dataset, scenario in DATASETS.items()}
     slices = slice(int(size.steady_s[0] // 20), int(size.steady_s[1] // 20))
     rows: list[dict[str, Any]] = []
@@ -201,9 +202,11 @@ def plot_shares(table: pd.DataFrame, path: Path) -> None:
     pc.save(chart, path)
 
 
-def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def run(
+    size: Size, out: Path, processes: int, step_model: StepModelFile = "engine"
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Play, compare and write; returns the comparison, the capacities and the shares."""
-    lines = pc.available(size.lines)
+    lines = pc.available(size.lines, step_model)
     windows = (pc.Window("steady", *size.steady_s), pc.Window("full", 0.0, size.steady_s[1]))
     limits = pc.published("heterogeneous").threshold_s.unique()
     measure = pc.Measure(windows, tuple(sorted(float(x) for x in limits)), slice_s=20.0)
@@ -213,7 +216,7 @@ def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFra
     played = pc.table(results, lines)
     compared = compare(played)
     found = capacities(compared)
-    by_engine = shares(results, size)
+    by_engine = shares(results, size, lines)
     pc.write_csv(played, out / "episodes.csv")
     pc.write_csv(compared, out / "heterogeneous.csv")
     pc.write_csv(found, out / "capacities.csv")
@@ -227,7 +230,9 @@ def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFra
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = pc.arguments("SynergySched's heterogeneous cluster", "paper_heterogeneous", argv)
-    compared, found, _ = run(QUICK if given.quick else FULL, given.out, given.processes)
+    compared, found, _ = run(
+        QUICK if given.quick else FULL, given.out, given.processes, given.step_model
+    )
     wide = compared.pivot_table(
         index=["dataset", "rate_rps"], columns="line", values="attainment_pct_simulated", sort=False
     )

@@ -21,6 +21,8 @@ import pandas as pd
 import paper_common as pc
 from paper_end_to_end import VALIDATION_SEEDS
 
+from synergy_gym.latency.published import StepModelFile
+
 SCENARIO = "paper-flowgpt-q-8xh100"
 THRESHOLD_S = 10.0
 LINES = (
@@ -94,9 +96,11 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     pc.save(chart, path)
 
 
-def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame]:
+def run(
+    size: Size, out: Path, processes: int, step_model: StepModelFile = "engine"
+) -> tuple[pd.DataFrame]:
     """Play, compare and write; returns the comparison."""
-    lines = pc.available(LINES)
+    lines = pc.available(LINES, step_model)
     measure = pc.Measure((pc.Window("steady", *size.steady_s),), (THRESHOLD_S,))
     by_set = rates(size)
     cells = [(SCENARIO, rate) for rate in by_set.values()]
@@ -114,7 +118,7 @@ def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = pc.arguments("The authors' later comparison", "paper_later", argv)
-    (table,) = run(QUICK if given.quick else FULL, given.out, given.processes)
+    (table,) = run(QUICK if given.quick else FULL, given.out, given.processes, given.step_model)
     pc.show("Within 10 s, in percent", table)
 
 

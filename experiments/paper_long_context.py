@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 import paper_common as pc
 
+from synergy_gym.latency.published import StepModelFile
 from synergy_gym.scenario import load_scenario
 
 SCENARIO = "long-context-4xh100"
@@ -101,9 +102,11 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     pc.save(chart, path)
 
 
-def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def run(
+    size: Size, out: Path, processes: int, step_model: StepModelFile = "engine"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Play and write; returns the curves and the capacities."""
-    lines = pc.available(LINES)
+    lines = pc.available(LINES, step_model)
     measure = pc.Measure((pc.Window("steady", *size.steady_s),), ())
     rate = load_scenario(SCENARIO).rate_rps
     cells = [(SCENARIO, round(load * rate, 3)) for load in size.loads]
@@ -123,7 +126,7 @@ def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFra
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = pc.arguments("SynergySched with long contexts", "paper_long_context", argv)
-    table, found = run(QUICK if given.quick else FULL, given.out, given.processes)
+    table, found = run(QUICK if given.quick else FULL, given.out, given.processes, given.step_model)
     wide = table.pivot_table(index="rate_rps", columns="line", values="slo", sort=False)
     pc.show("Share within both limits (simulated)", wide.round(3).reset_index())
     pc.show("Requests per second at 90 % (simulated)", found)

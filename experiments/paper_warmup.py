@@ -22,6 +22,7 @@ import pandas as pd
 import paper_common as pc
 
 from synergy_gym.evaluation.jobs import JobResult
+from synergy_gym.latency.published import StepModelFile
 
 SCENARIOS = {"flowgpt-q": "paper-flowgpt-q-8xh100", "flowgpt-t": "paper-flowgpt-t-8xh100"}
 ONLINE = pc.Line("LENS online + PRISM", "lens-ref:mode=online", "prism-ref")
@@ -57,9 +58,9 @@ FULL = Size(
 QUICK = Size((("flowgpt-q", 16.0),), (3000,), 4, (pc.SYNERGY, ONLINE, pc.SARATHI_RR))
 
 
-def rounds(results: Sequence[JobResult], size: Size) -> pd.DataFrame:
+def rounds(results: Sequence[JobResult], lines: Sequence[pc.Line]) -> pd.DataFrame:
     """One row per cell, line and round: its median E2E."""
-    labels = {(line.engine, line.router): line.label for line in size.lines}
+    labels = {(line.engine, line.router): line.label for line in lines}
     names = {scenario: dataset for dataset, scenario in SCENARIOS.items()}
     rows = []
     for row in (result.row for result in results):
@@ -132,16 +133,18 @@ def plot(by_round: pd.DataFrame, path: Path) -> None:
     pc.save(chart, path)
 
 
-def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def run(
+    size: Size, out: Path, processes: int, step_model: StepModelFile = "engine"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Play and write; returns the halves and the ranking."""
-    lines = pc.available(size.lines)
+    lines = pc.available(size.lines, step_model)
     end_s = size.rounds * ROUND_S
     windows = (pc.Window("full", 0.0, end_s), pc.Window("steady", end_s / 2, end_s))
     measure = pc.Measure(windows, (10.0, 12.0), ROUND_S)
     cells = [(SCENARIOS[dataset], rate) for dataset, rate in size.cells]
     jobs = pc.grid("paper-warmup", cells, size.seeds, lines, measure, end_s + COOLDOWN_S)
     results = pc.play_grid(jobs, measure, out, processes)
-    by_round = rounds(results, size)
+    by_round = rounds(results, lines)
     table = halves(by_round)
     ranked = ranking(table)
     windows_ = [pc.table(results, lines, w.name).assign(window=w.name) for w in windows]
@@ -157,7 +160,9 @@ def run(size: Size, out: Path, processes: int) -> tuple[pd.DataFrame, pd.DataFra
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     given = pc.arguments("SynergySched's warm-up", "paper_warmup", argv)
-    table, ranked = run(QUICK if given.quick else FULL, given.out, given.processes)
+    table, ranked = run(
+        QUICK if given.quick else FULL, given.out, given.processes, given.step_model
+    )
     pc.show("Mean over rounds of the median E2E", table)
     pc.show("LENS+PRISM against Sarathi RR", ranked)
 

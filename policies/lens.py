@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from synergy_gym.latency.published import published_model
+from synergy_gym.latency.published import StepModelFile, loaded_model
 from synergy_gym.latency.saturation_model import (
     FALLBACK_BASE_MS,
     FALLBACK_PER_TOKEN_MS,
@@ -63,9 +63,12 @@ class Lens(EnginePolicy):
         chunk_tokens: most prefill tokens per request and step, >= 16.
         max_candidates: batch sizes that are tried (None: all).
         spill: left-over budget may go to requests that the allocation did not reach.
-        mode: where the step model comes from. "pretrained": the published one of the engine's
-            latency profile, never updated; "hybrid": that one, updated; "online": learnt from
+        mode: where the step model comes from. "pretrained": the published one for the engine's
+            GPU and model, never updated; "hybrid": that one, updated; "online": learnt from
             the engine's own steps; "auto": pretrained where one is published, else online.
+        step_model: which of the authors' files is the published one: "engine", the one fitted on
+            the engine's GPU and model, or "authors-default", the one that their configuration
+            names for every engine (`latency.published.AUTHORS_DEFAULT`).
     """
 
     slo_tpot_ms: float = 50.0
@@ -73,6 +76,7 @@ class Lens(EnginePolicy):
     max_candidates: int | None = None
     spill: bool = True
     mode: Mode = "auto"
+    step_model: StepModelFile = "engine"
     _tables: StepTables | None = field(default=None, init=False, repr=False, compare=False)
 
     uses_token_caps: ClassVar[bool] = True
@@ -167,32 +171,38 @@ class Lens(EnginePolicy):
     def _start_model(self, spec: EngineSpec) -> OnlineSaturationModel:
         from synergy_gym.latency.online import OnlineSaturationModel, online_settings
 
-        published, mode = published_model(spec.profile, self.form), self.mode
+        published, mode = loaded_model(spec, self.form, self.step_model), self.mode
         if mode == "auto":
             mode = "online" if published is None else "pretrained"
             if published is None:
                 self._warn_online(spec)
         elif mode != "online" and published is None:
             raise ValueError(
-                f"policy {self.label}: no {self.form} model is published for latency profile "
-                f"{spec.profile!r} of engine {spec.name!r}; use mode=online or mode=auto"
+                f"policy {self.label}: no {self.form} model is published for {spec.model} on "
+                f"{spec.gpu} (engine {spec.name!r}); use mode=online or mode=auto"
             )
         settings = online_settings("env", form=self.form, mode=mode, retry_s=RETRY_S)
         return OnlineSaturationModel(settings, None if mode == "online" else published)
 
     def _warn_online(self, spec: EngineSpec) -> None:
         logging.getLogger(__name__).warning(
-            "%s on engine %r: no %s model is published for latency profile %r, so it learns one "
-            "from its own steps",
+            "%s on engine %r: no %s model is published for %s on %s, so it learns one from its "
+            "own steps",
             self.label,
             spec.name,
             self.form,
-            spec.profile,
+            spec.model,
+            spec.gpu,
         )
 
     def _check(self) -> None:
         if self.slo_tpot_ms <= 0:
             raise ValueError(f"policy {self.label}: slo_tpot_ms={self.slo_tpot_ms}; use above 0")
+        if self.mode == "online" and self.step_model != "engine":
+            raise ValueError(
+                f"policy {self.label}: mode=online loads no file; leave step_model out, or use "
+                "mode=pretrained or mode=hybrid"
+            )
         if self.chunk_tokens < MIN_START_TOKENS:
             raise ValueError(
                 f"policy {self.label}: chunk_tokens={self.chunk_tokens}; LENS starts no prompt "

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from synergy_gym.latency.published import AUTHORS_DEFAULT, StepModelFile, published_model
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.fallback import Fallback
 from synergy_gym.types import (
@@ -108,6 +109,9 @@ class Prism(RouterPolicy):
         in_flight_weight: weight of the term of this router's own requests in flight.
         in_flight_scale: its scale, requests.
         random_ties: choose at random among equal scores, not the first.
+        step_model: whose capacity counts: "engine", what every engine publishes, or
+            "authors-default", what one publishes that has loaded the step-model file that the
+            authors' configuration names (`latency.published.AUTHORS_DEFAULT`).
     """
 
     slo_s: float = 0.05
@@ -127,6 +131,7 @@ class Prism(RouterPolicy):
     forget_after_s: float = 300.0
     stale_after_s: float = 0.0
     rate_window_s: float = 60.0
+    step_model: StepModelFile = "engine"
 
     def __post_init__(self) -> None:
         """Refuse scales that cannot divide, and negative weights and times."""
@@ -144,6 +149,11 @@ class Prism(RouterPolicy):
     ) -> None:
         """Forget the request rates."""
         self._rates = RequestRates(len(engines), self.rate_window_s)
+        self._assumed_capacity: FloatArray | None = None
+        if self.step_model == "authors-default":
+            model = published_model(*AUTHORS_DEFAULT, "stable")
+            assert model is not None
+            self._assumed_capacity = np.full(len(engines), model.capacity(self.capacity_units))
         self.no_state = Fallback(
             __name__,
             f"{self.name}: no engine that is up has state recent enough to be a candidate; "
@@ -151,7 +161,7 @@ class Prism(RouterPolicy):
         )
         self.no_capacity = Fallback(
             __name__,
-            f"{self.name}: an engine never published its peak throughput (its latency profile has "
+            f"{self.name}: an engine never published its peak throughput (its GPU and model have "
             "no published fit and its policy sends no advert); its load counts as nothing",
         )
 
@@ -191,6 +201,8 @@ class Prism(RouterPolicy):
         return min(self.forget_after_s, self.stale_after_s or self.forget_after_s)
 
     def _capacity(self, state: PushedState) -> FloatArray:
+        if self._assumed_capacity is not None:
+            return self._assumed_capacity
         if self.capacity_units == "code":
             return state.capacity
         if state.peak_tps.min() <= 0:

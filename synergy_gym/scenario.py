@@ -40,7 +40,7 @@ NO_DEADLINE_NS = 2**62
 
 
 DEFAULT_FORM: Form = "stable"
-"""The form of T(B,S) that the authors deployed; all four packaged profiles have one."""
+"""The form of T(B,S) that the authors deployed; every engine that they published one for has it."""
 
 CLOCKS: Mapping[str, Form | None] = MappingProxyType(
     {"measured": None, "async": None, "sync": None, "table": None, "saturation": DEFAULT_FORM,
@@ -157,7 +157,8 @@ class Scenario:
                 kernel tables with a drawn residual field, "saturation" T(B,S) in its stable form.
 
         Raises:
-            ScenarioError: no such clock, or an engine whose profile does not have it.
+            ScenarioError: no such clock, or an engine whose profile does not have it, or for which
+                no model is published.
         """
         kind = "table" if re.fullmatch(r"table-\d{1,3}", clock) else clock
         if kind not in CLOCKS:
@@ -323,17 +324,17 @@ def _saturation_terms(path: Path, file: ScenarioFile) -> tuple[SaturationTerms, 
 
 
 def saturation_terms(spec: EngineSpec, form: Form, where: str) -> SaturationTerms:
-    """The clock of an engine in the world of T(B,S), with its profile's published model.
+    """The clock of an engine in the world of T(B,S): the model published for its GPU and model.
 
     Raises:
-        ScenarioError: no model of that form is published for the profile; begins with `where`.
+        ScenarioError: no model of that form is published for it; begins with `where`.
     """
-    model = published_model(spec.profile, form)
+    model = published_model(spec.gpu, spec.model, form)
     if model is None:
-        known = [other for other in FORMS if published_model(spec.profile, other)]
+        known = [other for other in FORMS if published_model(spec.gpu, spec.model, other)]
         cure = f"use {' or '.join(map(repr, known))}" if known else 'use clock = "measured"'
         raise ScenarioError(
-            f"{where}: no {form!r} model is published for profile {spec.profile!r}; {cure}"
+            f"{where}: no {form!r} model is published for {spec.model} on {spec.gpu}; {cure}"
         )
     return SaturationTerms(
         model=model,

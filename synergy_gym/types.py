@@ -113,7 +113,15 @@ ADVERT_TERMS: tuple[str, ...] = (
     "per_mixed_context_ms",
     "floor_ms",
 )
-"""Order of `EngineAdvert.step_ms`; the terms mean what they mean in `latency.terms.StepTerms`."""
+"""Order of `EngineAdvert.step_ms`, the step model that an engine publishes. A step takes
+
+    T = max(floor, base + per_sequence*B + per_token*S)
+        + per_decode_context*C + per_prefill_pair*A + per_prefill_context*P
+        + prefill_step*[prefill] + per_mixed_context*C*[prefill and decodes]
+
+milliseconds; `latency.step_model.StepFeatures` says what the letters are. It is a form of its own,
+not that of the simulator's clock: what a clock has beyond it, no policy is told.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

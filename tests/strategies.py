@@ -37,6 +37,7 @@ from synergy_gym.types import (
     TelemetrySpec,
 )
 from synergy_gym.workload.base import Content, Workload, make_workload
+from tests.engines import A6000, H100
 
 SIMULATORS = (Simulator, ReferenceSimulator)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -181,11 +182,8 @@ def step_terms(draw: st.DrawFn, *, grid: bool) -> StepTerms:
 
 MODELS = tuple(
     model
-    for profile, form in (
-        ("h100-llama-3.1-8b", "stable"), ("h100-llama-3.1-8b", "six"),
-        ("2xa6000-llama-3.1-8b", "eight"),
-    )
-    if (model := published_model(profile, form))  # type: ignore[arg-type]
+    for engine, form in ((H100, "stable"), (H100, "six"), (A6000, "eight"))
+    if (model := published_model(*engine, form))  # type: ignore[arg-type]
 )  # fmt: skip
 """One T(B,S) of each form."""
 

@@ -45,6 +45,10 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
+# Modules of `latency` that make the simulator's world. The others hold what policies believe: the
+# published step models and those that are learned, whose forms must not follow a change of a clock.
+CLOCKS = {"fitting", "profile_writer", "profiles", "saturation_terms", "terms"}
+
 # Libraries that no module may load when it is imported, and the rooms that are excused.
 LAZY = {
     "torch": {
@@ -125,7 +129,8 @@ def targets(node: ast.AST, importer: str) -> list[str]:
     if node.level:
         above = importer.split(".")[: -node.level]
         base = ".".join([*above, base] if base else above)
-    return [f"{base}.{a.name}" for a in node.names] if base == "synergy_gym" else [base]
+    names = [f"{base}.{alias.name}" for alias in node.names]
+    return [name if base == "synergy_gym" or name in NAMES else base for name in names]
 
 
 def imports() -> list[Import]:
@@ -138,6 +143,7 @@ def imports() -> list[Import]:
     ]
 
 
+NAMES = {name for name, _ in modules()}
 IMPORTS = imports()
 INSIDE = [i for i in IMPORTS if i.room != "__init__"]
 
@@ -172,6 +178,29 @@ def test_policies_run_inside_a_server() -> None:
         if i.room == "policies" and i.at_import and i.target.split(".")[0] not in allowed
     ]
     assert wrong == []
+
+
+def reached(module: str) -> set[str]:
+    """Modules that `module` imports, anywhere in it and in what it imports."""
+    found: set[str] = set()
+    left = [module]
+    while left:
+        here = left.pop()
+        new = {i.target for i in IMPORTS if i.importer == here and i.target in NAMES} - found
+        found |= new
+        left += new
+    return found
+
+
+def test_what_policies_believe_does_not_follow_the_clock() -> None:
+    latency = {name for name in NAMES if name.startswith("synergy_gym.latency.")}
+    clocks = {f"synergy_gym.latency.{name}" for name in CLOCKS}
+    assert clocks <= latency, "a module has gone: correct CLOCKS in this file"
+    beliefs = latency - clocks | {
+        name for name in NAMES if name.startswith("synergy_gym.policies.")
+    }
+    wrong = {name: sorted(found) for name in beliefs if (found := reached(name) & clocks)}
+    assert wrong == {}, "state the model in its own module, or add a new clock to CLOCKS"
 
 
 def test_heavy_libraries_are_loaded_inside_functions() -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -315,33 +314,37 @@ def test_impossible_events_are_refused(
 SATURATION = ("^clock = .*", 'clock = "saturation"')
 
 
-def test_the_saturation_clock_is_the_profiles_published_model(smoke: Edit) -> None:
+def test_the_saturation_clock_is_the_model_published_for_the_engine(smoke: Edit) -> None:
     scenario = load_scenario(smoke(SATURATION))
     (engine,), (terms,) = scenario.engines, scenario.terms
     assert isinstance(terms, SaturationTerms)
-    assert terms.model == published_model(engine.profile, "stable")
+    assert terms.model == published_model(engine.gpu, engine.model, "stable")
     assert (terms.max_sequences, terms.max_tokens) == (
         engine.max_num_seqs,
         engine.max_num_batched_tokens,
     )
     assert terms.noise_sd == 0.0
     six = load_scenario(smoke(SATURATION, ("^profile = ", 'saturation = "six"\nprofile = ')))
-    assert six.terms[0].model == published_model(engine.profile, "six")  # type: ignore[union-attr]
+    assert six.terms[0].model == published_model(engine.gpu, engine.model, "six")  # type: ignore[union-attr]
     assert six.hash() != scenario.hash()
 
 
-def test_a_profile_without_a_published_model_is_refused(smoke: Edit, tmp_path: Path) -> None:
+def test_an_engine_without_a_published_model_is_refused(smoke: Edit, tmp_path: Path) -> None:
     forms = ("^profile = .*", 'saturation = "six"\nprofile = "a100-llama-3.1-8b"')
     with pytest.raises(
         ScenarioError,
-        match=r"engine\[0\].saturation: no 'six' .*'a100-llama-3.1-8b'; use 'stable' or 'eight'",
+        match=r"engine\[0\].saturation: no 'six' .*Instruct on 1xA100; use 'stable' or 'eight'",
     ):
         load_scenario(smoke(SATURATION, forms, ("^gpu = .*", 'gpu = "1xA100"')))
-    shutil.copy(PROFILES / "h100-llama-3.1-8b.toml", tmp_path / "own.toml")
+    text = (PROFILES / "h100-llama-3.1-8b.toml").read_text()
+    (tmp_path / "own.toml").write_text(text)
     own = ("^profile = .*", 'profile = "own.toml"')
-    with pytest.raises(ScenarioError, match=r"profile 'own.toml'; use clock = .measured"):
-        load_scenario(smoke(SATURATION, own))
-    assert load_scenario(smoke(own)).clock == "measured"
+    assert load_scenario(smoke(SATURATION, own)).clock == "saturation"  # another clock, same GPU
+    (tmp_path / "own.toml").write_text(text.replace('"1xH100"', '"1xGH200"'))
+    gpu = ("^gpu = .*", 'gpu = "1xGH200"')
+    with pytest.raises(ScenarioError, match=r"Instruct on 1xGH200; use clock = .measured"):
+        load_scenario(smoke(SATURATION, own, gpu))
+    assert load_scenario(smoke(own, gpu)).clock == "measured"
 
 
 @pytest.mark.parametrize("name", [n for n in list_scenarios() if n.endswith("-refit")])

@@ -76,8 +76,8 @@ class LensPlus(EnginePolicy):
     long: float = 0.9
 
     def reset(self, rng: np.random.Generator, spec: EngineSpec, slos: tuple[SLO, ...]) -> None:
-        """Forget everything but the engine's published profile."""
-        known = published_advert(spec.profile)
+        """Forget everything but the step model that is published for the engine."""
+        known = published_advert(spec)
         self._model = ContextAwareModel(known.step_ms if known else None)
         self._lengths = OutputLengths(self.short, self.long)
         self._limits = np.array(pacing.objectives(slos)).reshape(-1)

@@ -1,7 +1,7 @@
 """LENS as its authors submitted it: target latency by queue length, stable step model.
 
 SynergySched's engine layer (arXiv 2509.23384; KevinCheung2259/vllm, branch exp-v0.9.1), with the
-published parameters of the engine's latency profile. Its known defects are kept: when decodes
+parameters published for the engine's GPU and model. Its known defects are kept: when decodes
 alone exceed the target, the inversion returns one token and all decodes but one starve; prompts
 are cut to 512 tokens per step however idle the engine is; TTFT SLOs and deadlines play no part.
 Caps of single requests above zero have no live hook. Information class: engine.

@@ -69,8 +69,8 @@ class Block(RouterPolicy):
         self._answers = self._answer_tokens = 0
         self.no_model = Fallback(
             __name__,
-            "block: no engine that is up has published a step-latency model (neither its latency "
-            "profile nor its policy has one); requests go to a random engine",
+            "block: no engine that is up has published a step-latency model (none is published for "
+            "its GPU and model, and its policy has none); requests go to a random engine",
         )
 
     def route(self, request: RequestView, cluster: ClusterView) -> int:

@@ -92,8 +92,9 @@ class PrismPlus(RouterPolicy):
         self._limits = objectives(slos)
         self.no_model = Fallback(
             __name__,
-            "prism-plus: an engine has never published a step-latency model (neither its latency "
-            "profile nor its policy has one); requests go to the fewest in flight until it does",
+            "prism-plus: an engine has never published a step-latency model (none is published for "
+            "its GPU and model, and its policy has none); requests go to the fewest in flight "
+            "until it does",
         )
 
     def observe(self, completion: CompletionView) -> None:

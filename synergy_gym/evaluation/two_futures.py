@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from synergy_gym.evaluation.verdicts import Verdict, one_line
-from synergy_gym.latency.published import published_advert
+from synergy_gym.latency.published import AUTHORS_DEFAULT, published_advert
 from synergy_gym.latency.terms import StepTerms
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
@@ -86,12 +86,13 @@ Play = Callable[[type, World, Workload], Played]
 def make_world(rng: np.random.Generator, count: int) -> World:
     """A random world of `count` engines."""
     terms = StepTerms(base_ms=4.0, per_sequence_ms=0.1, per_token_ms=0.08, noise_sd=0.05)
+    gpu, model = AUTHORS_DEFAULT  # a step model is published for it: LENS is ready at once
     specs = [
         EngineSpec(
             name=f"e{index}",
-            gpu="g",
-            model="m",
-            profile="h100-llama-3.1-8b",  # published: LENS is ready at once
+            gpu=gpu,
+            model=model,
+            profile="",
             max_num_seqs=int(rng.integers(2, 12)),
             max_num_batched_tokens=8192,  # as large as servers', so that no policy is refused
             max_model_len=512,
@@ -196,7 +197,7 @@ def play_router(policy: RouterPolicy, simulator: type, world: World, workload: W
         telemetry=TELEMETRY,
         events=world.events,
         rules=[DecisionRule(token_budget=256, cover_decodes=True) for _ in world.engines],
-        adverts=[published_advert(spec.profile) for spec in world.engines],
+        adverts=[published_advert(spec) for spec in world.engines],
     )
     rng = np.random.default_rng(POLICY_SEED)
     policy.reset(rng, *copy.deepcopy((world.engines, SLOS)))

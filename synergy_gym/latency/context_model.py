@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 GENERIC_STEP_MS: tuple[float, ...] = (8.7, 0.0, 0.0215, 6e-5, 8e-7, 0.0, 0.0, 0.0, 8.7)
 """Prior for an unknown engine, in the order of `ADVERT_TERMS`: the authors' linear fallback
-8.7 + 0.0215*S, with context terms of an H100 (profile h100-llama-3.1-8b), rounded."""
+8.7 + 0.0215*S, with context terms of the size that an H100 with Llama-3.1-8B has."""
 
 _SCALES = {"sequence": 64.0, "tokens": 512.0, "context": 65536.0, "pairs": 2.0**20, "prefill": 4096}
 _UNSEEN = {"sequence": 0.25, "context": 0.5, "pairs": 0.25, "prefill_context": 0.1, "prefill": 0.1}
@@ -75,7 +75,7 @@ DEFAULT_SETTINGS = ContextSettings()
 
 
 class ContextAwareModel:
-    """Step times from the terms of the simulator's clock, learned step by step (`StepModel`).
+    """Step times by the terms of `latency.rls`, learned step by step (`StepModel`).
 
     Predictions are finite, >= `MIN_STEP_MS`, and never fall when a step does more: coefficients
     are >= 0. Steps that cannot be (times of 0, NaN or above `max_step_ms`, negative features) are
@@ -83,7 +83,7 @@ class ContextAwareModel:
 
     Args:
         step_ms: prior coefficients in the order of `types.ADVERT_TERMS`, e.g. what
-            `published_advert(profile).step_ms` holds; `None`: `GENERIC_STEP_MS`.
+            `published_advert(spec).step_ms` holds; `None`: `GENERIC_STEP_MS`.
         settings: knobs.
 
     Raises:
@@ -228,7 +228,7 @@ class ContextAwareModel:
         return theta / scale
 
     def step_ms(self) -> tuple[float, ...]:
-        """The model as coefficients of the clock, in the order of `types.ADVERT_TERMS`.
+        """The model as an engine publishes it, coefficients in the order of `types.ADVERT_TERMS`.
 
         The hinges become the line that they follow at many tokens, above the floor.
         """

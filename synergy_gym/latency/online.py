@@ -5,8 +5,10 @@ branch exp-v0.9.1): append (B, S, T); below `min_samples` do nothing; without an
 on the whole buffer; else, at most once per `check_period_s`, compute the MAPE of the last
 `min_samples` rows and fit again on the whole buffer when it is above `mape_trigger`. A fit is
 accepted when its in-sample R2 is above `r2_gate`. A later fit that fails the gate replaces the
-parameters all the same and the model stays ready (`keep_bad_fits`). Until the first acceptance the
-linear fallback 8.7 + 0.0215*S answers.
+parameters all the same and the model stays ready (`keep_bad_fits`). A fit that raises leaves the
+parameters alone, but the authors' model object has stored the scales of the new rows by then (the
+stable form its Pmax, too), and from then on reads the old parameters in the new units: so does
+this one. Until the first acceptance the linear fallback 8.7 + 0.0215*S answers.
 
 `ContextAwareModel`, `StepFeatures` and `StepModel` are re-exported here.
 """
@@ -60,11 +62,11 @@ class OnlineSettings:
         mape_trigger: a check above this relative error (0.15 = 15 %) fits again.
         r2_gate: a fit is accepted above this in-sample R2.
         check_period_s: simulated seconds between checks.
-        partial_fit: fits after the first model keep its structure (scales, Pmax, kB, kS) and
-            renew w1, tB, tS only (Tbase, tB, tS of the stable form).
-        eval_only: checks measure R2 and MAPE, nothing is fitted.
-        keep_bad_fits: a fit that fails the gate replaces the parameters all the same (the
-            authors' code); False keeps the last accepted ones.
+        partial_fit: fits after the first one, accepted or not, keep its structure (scales, Pmax,
+            kB, kS) and renew w1, tB, tS only (Tbase, tB, tS of the stable form).
+        eval_only: nothing is fitted; a check above `mape_trigger` measures R2 on the whole buffer.
+        keep_bad_fits: a fit that fails the gate replaces the parameters, and one that raises
+            their scales, all the same (the authors' code); False keeps the last accepted ones.
         retry_s: simulated seconds between fits while no model is accepted; 0: every step, as
             the authors do, which is slow when no fit passes the gate.
     """
@@ -143,9 +145,10 @@ class FitRecord:
     Attributes:
         now_s: simulated time.
         kind: "fit", "partial", "failed" (the fit raised) or "check" (evaluation only).
-        r2: in-sample R2 (of the buffer's last rows for a check); NaN for a failed fit.
-        mape: likewise, a share.
-        accepted: whether R2 passed the gate.
+        r2: in-sample R2, for a check that of the present parameters on the buffer; NaN for a
+            failed fit.
+        mape: in-sample, for a check that of the last `min_samples` rows; a share.
+        accepted: whether R2 passed the gate; of a check nothing depends on it.
         model: the resulting parameters; `None` for a failed fit.
     """
 
@@ -260,36 +263,36 @@ class OnlineSaturationModel:
             self._check(now_s)
 
     def _check(self, now_s: float) -> None:
-        """Error of the last `min_samples` rows; fits when it is above the trigger."""
+        """Error of the last `min_samples` rows; above the trigger a fit, or its evaluation."""
         assert self.parameters is not None
-        recent = self._table()[-self.settings.min_samples :]
-        predicted = self.parameters.predict_many_ms(recent[:, 0], recent[:, 1])
-        error = np.abs(predicted - recent[:, 2])
-        self.last_mape = float(np.mean(error / recent[:, 2]))
-        if self.settings.eval_only:
-            spread = float(((recent[:, 2] - recent[:, 2].mean()) ** 2).sum())
-            r2 = 1 - float((error**2).sum()) / spread if spread > 0 else math.nan
-            passed = r2 > self.settings.r2_gate
-            self._record(now_s, "check", r2, self.last_mape, passed, self.parameters)
-        elif self.last_mape > self.settings.mape_trigger:
+        rows = self._table()
+        error = self.parameters.predict_many_ms(rows[:, 0], rows[:, 1]) - rows[:, 2]
+        relative = np.abs(error) / rows[:, 2]
+        self.last_mape = float(relative[-self.settings.min_samples :].mean())
+        if self.last_mape <= self.settings.mape_trigger:
+            return
+        if not self.settings.eval_only:
             self._fit(now_s)
+            return
+        spread = float(((rows[:, 2] - rows[:, 2].mean()) ** 2).sum())
+        r2 = 1 - float((error**2).sum()) / spread if spread > 0 else math.nan
+        passed = r2 > self.settings.r2_gate
+        self._record(now_s, "check", r2, self.last_mape, passed, self.parameters)
 
     def _fit(self, now_s: float) -> None:
         """Fit on the whole buffer; accept by the R2 gate."""
-        s, rows = self.settings, self._table()
-        partial = s.partial_fit and self.ready
+        s, (b, tokens, ms) = self.settings, self._table().T
+        stored = self.parameters if s.partial_fit else None
         try:
-            if partial and self.parameters is not None:
-                fit = refit_fast(self.parameters, rows[:, 0], rows[:, 1], rows[:, 2])
+            if stored is not None:
+                fit = refit_fast(stored, b, tokens, ms)
             else:
-                fit = fit_saturation(s.form, rows[:, 0], rows[:, 1], rows[:, 2])
+                fit = fit_saturation(s.form, b, tokens, ms)
         except FitError as error:
-            self.failed_fits += 1
-            self._once("fit", "fit at %s s failed, parameters unchanged: %s", now_s, error)
-            self._record(now_s, "failed", math.nan, math.nan, False, None)
+            self._note_failure(now_s, error)
             return
         passed = fit.r2 > s.r2_gate
-        kind: Literal["fit", "partial"] = "partial" if partial else "fit"
+        kind: Literal["fit", "partial"] = "fit" if stored is None else "partial"
         self._record(now_s, kind, fit.r2, fit.mape, passed, fit.model)
         if not passed:
             text = "fit at %s s has R2 %.3f, below the gate %s"
@@ -297,6 +300,15 @@ class OnlineSaturationModel:
         if passed or s.keep_bad_fits:
             self.parameters = fit.model
         self.ready = self.ready or passed
+
+    def _note_failure(self, now_s: float, error: FitError) -> None:
+        """A fit that raised: the parameters stay, with what it has overwritten by then."""
+        self.failed_fits += 1
+        self._once("fit", "fit at %s s failed, parameters kept: %s", now_s, error)
+        self._record(now_s, "failed", math.nan, math.nan, False, None)
+        model = self.parameters
+        if model is not None and self.settings.keep_bad_fits and error.overwritten:
+            self.parameters = replace(model, form=model.form, **error.overwritten)
 
     def _record(
         self,

@@ -7,8 +7,9 @@ linear in `NUM_TERMS` terms with coefficients >= 0:
         + per_prefill_pair*A + per_prefill_context*P + prefill_step*[prefill]
         + per_mixed_context*C*[prefill and decodes]
 
-which is the clock of `latency.terms` with its floor written as a sum of hinges: a small step costs
-a constant, because all weights are streamed once, and where that ends is learned with the rest.
+with the letters of `step_model.StepFeatures`. The hinges are there because a small step costs a
+constant, all weights being streamed once, and where that ends is learned with the rest. The form
+is what policies believe; it stays as it is whatever the simulator's clock becomes.
 
 Method: errors are relative (rows are divided by the prediction); forgetting acts along the
 direction of the observed step only (Kulhavy, Kybernetika 23, 1987), so that terms which do not

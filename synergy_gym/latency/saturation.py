@@ -8,7 +8,8 @@ KevinCheung2259/vllm, branch exp-v0.9.1, and commit 1b47cdc for the six-paramete
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -21,8 +22,11 @@ from synergy_gym.latency.saturation_model import (
     FLOOR_MS,
     GAIN_FLOOR,
     OFFSET,
+    T_B,
+    T_S,
     THROUGHPUT_FLOOR,
     WORK,
+    WORK_PER_S,
     gains,
     terms,
 )
@@ -43,7 +47,16 @@ MIN_BUSY_ROWS = 10
 
 
 class FitError(ValueError):
-    """Steps from which no model can be fitted; the message names the reason and the cure."""
+    """Steps from which no model can be fitted; the message names the reason and the cure.
+
+    Attributes:
+        overwritten: parameters that the authors' model object has taken over from the rows by
+            then, `b_scale` and `s_scale` (stable: `pmax` too); empty where the fit did not begin.
+    """
+
+    def __init__(self, message: str, overwritten: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.overwritten = dict(overwritten or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,12 @@ class _Steps:
         rate = self.rate[busy] if np.count_nonzero(busy) >= MIN_BUSY_ROWS else self.rate
         return float(np.percentile(rate, percentile))
 
+    def slope(self) -> float:
+        """Least-squares slope of T over s, at least 1e-9: where w1 starts."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", np.exceptions.RankWarning)  # S may be constant
+            return max(float(np.polyfit(self.s, self.ms, 1)[0]), 1e-9)
+
     def plane(self) -> FloatArray:
         """Ordinary least squares T = a + tB b + tS s, as (a, tB, tS)."""
         design = np.column_stack([np.ones(len(self.ms)), self.b, self.s])
@@ -115,7 +134,9 @@ def fit_saturation(
     Rows that are not finite and positive, or last 300 ms and longer, are dropped and counted.
     Where B (or S) never varies, its terms are not identified; the fit says so in `notes`. It
     also says where a slope ends at its upper bound: the bounds are in normalised units, so a
-    log whose median S is some hundred tokens cannot express its true slope.
+    log whose median S is some hundred tokens cannot express its true slope. The six-parameter
+    form starts at the slopes of a plane, and cannot be fitted at all where those lie beyond
+    the bounds: the authors' code raises there, and so does this.
 
     Args:
         form: which formula.
@@ -126,13 +147,17 @@ def fit_saturation(
         trim: rows to drop at both ends first (the authors' profiling loader: 10).
 
     Raises:
-        FitError: fewer than 20 usable rows, nothing that varies, or no convergence.
+        FitError: fewer than 20 usable rows, nothing that varies, a start outside its bounds, or
+            no convergence.
         ValueError: an unknown form.
     """
     if form not in FITS:
         raise ValueError(f"unknown form {form!r} of the latency model; use {', '.join(FITS)}")
     steps = _usable(_columns(sequences, tokens, step_ms, trim), scales, trim)
-    return _scored(_guarded(FITS[form], steps), steps)
+    overwritten = {"b_scale": steps.b_scale, "s_scale": steps.s_scale}
+    if form == "stable":
+        overwritten["pmax"] = steps.peak(*STABLE_PEAK)
+    return _scored(_guarded(FITS[form], steps, overwritten), steps)
 
 
 def refit_fast(
@@ -141,7 +166,9 @@ def refit_fast(
     """Fit the fast parameters again, with scales and saturation (Pmax, kB, kS) frozen.
 
     These are w1, tB and tS of the six- and eight-parameter forms, and Tbase, tB and tS of the
-    stable form, within the bounds of the full fit. T is linear in them: the fit is exact.
+    stable form, within the bounds of the full fit. The six-parameter one is the authors' partial
+    fit, which iterates from the present values. The authors have none for the others; T is
+    linear in these parameters, so there the fit is exact.
 
     Raises:
         FitError: as `fit_saturation`.
@@ -209,13 +236,24 @@ def _identified(sequences: FloatArray, tokens: FloatArray, ms: FloatArray) -> tu
     return notes
 
 
-def _guarded(fit: Callable[[_Steps], SaturationModel], steps: _Steps) -> SaturationModel:
+def _guarded(
+    fit: Callable[[_Steps], SaturationModel],
+    steps: _Steps,
+    overwritten: Mapping[str, float] | None = None,
+) -> SaturationModel:
     try:
         return fit(steps)
+    except _StartError as error:
+        raise FitError(
+            f"{error}, as the authors' code refuses it; pass smaller `scales` than "
+            f"({steps.b_scale:g}, {steps.s_scale:g}) or use the stable form",
+            overwritten,
+        ) from error
     except RuntimeError as error:
         raise FitError(
             f"the fit on {len(steps.ms)} steps did not converge ({error}); record steps of more "
-            "sizes or use the stable form"
+            "sizes or use the stable form",
+            overwritten,
         ) from error
 
 
@@ -252,21 +290,35 @@ def _curve_fit(
     bounds: dict[str, tuple[float, float, float]],
     maxfev: int,
 ) -> dict[str, float]:
-    """Bounded least squares; `bounds` gives start, lower and upper bound per parameter."""
+    """Bounded least squares; `bounds` gives start, lower and upper bound per parameter.
+
+    Raises:
+        _StartError: a start outside its bounds, which SciPy calls infeasible.
+        RuntimeError: no convergence.
+    """
     from scipy.optimize import curve_fit
 
+    for name, (first, low, high) in bounds.items():
+        if not low <= first <= high:
+            raise _StartError(f"{name} starts at {first:g}, outside its bounds {low:g} to {high:g}")
     start, lower, upper = (np.array(column) for column in zip(*bounds.values(), strict=True))
     found, _ = curve_fit(
         lambda _, *values: predict(steps.b, steps.s, *values),
         steps.s,
         target,
-        p0=np.clip(start, lower, upper),
+        p0=start,
         bounds=(lower, upper),
         maxfev=maxfev,
     )
     return dict(zip(bounds, found.tolist(), strict=True))
 
 
+class _StartError(ValueError):
+    """A parameter would start outside its bounds."""
+
+
+STABLE_PEAK = (80, 90)
+"""Percentiles of B and S that make a step busy, and of their rates: Pmax of the stable form."""
 STABLE_BOUNDS = MappingProxyType({"base_ms": (0.1, 200.0), "t_b": (0.0, 20.0), "t_s": (0.0, 2.0)})
 WORK_BOUNDS = MappingProxyType({"w1": (1e-9, 100.0), "t_b": (0.0, 10.0), "t_s": (0.0, 10.0)})
 """Bounds of the fast parameters; the full fits use the same."""
@@ -287,14 +339,14 @@ def _fit_stable(steps: _Steps) -> SaturationModel:
         "base_ms": (0.5 * float(np.median(steps.ms)), *STABLE_BOUNDS["base_ms"]),
     }
     found = _curve_fit(predict, steps, steps.ms, bounds, maxfev=15000)
-    return steps.model("stable", pmax=steps.peak(80, 90), **found)
+    return steps.model("stable", pmax=steps.peak(*STABLE_PEAK), **found)
 
 
 def _fit_six(steps: _Steps) -> SaturationModel:
     """Three stages: Pmax, tB, tS by formula; kB, kS, w1 on the rest; then w1, tB, tS again."""
     pmax = steps.peak(75, 95)
-    _, t_b, t_s = steps.plane().tolist()
-    rest = np.maximum(steps.ms - max(t_b, 0.0) * steps.b - max(t_s, 0.0) * steps.s, 1e-6)
+    t_b, t_s = np.maximum(steps.plane()[1:], 0.0).tolist()
+    rest = np.maximum(steps.ms - t_b * steps.b - t_s * steps.s, 1e-6)
 
     def predict(b: FloatArray, s: FloatArray, *p: float) -> FloatArray:
         v = (1.0, 1.0, p[0], p[1], 0.0, 0.0, 0.0, 0.0, p[2], pmax, 0.0, THROUGHPUT_FLOOR)
@@ -303,10 +355,11 @@ def _fit_six(steps: _Steps) -> SaturationModel:
     bounds = {
         "k_b": (0.1, 1e-6, 10.0),
         "k_s": (0.01, 1e-6, 10.0),
-        "w1": (t_s, *WORK_BOUNDS["w1"]),
+        "w1": (steps.slope(), *WORK_BOUNDS["w1"]),
     }
     found = _curve_fit(predict, steps, rest, bounds, maxfev=20000)
-    return _refit_fast(steps.model("six", pmax=pmax, t_b=0, t_s=0, **found), steps)
+    start = found.pop("w1"), t_b, t_s
+    return _refit_six(steps.model("six", pmax=pmax, t_b=0, t_s=0, **found), steps, start)
 
 
 def _fit_eight(steps: _Steps) -> SaturationModel:
@@ -317,13 +370,12 @@ def _fit_eight(steps: _Steps) -> SaturationModel:
         v = (1.0, 1.0, k_b, k_s, t_b, t_s, t0, w0, w1, pmax, 0.0, THROUGHPUT_FLOOR)
         return terms(v, b, s)
 
-    slope = float(np.polyfit(steps.s, steps.ms, 1)[0]) if np.ptp(steps.s) else 0.0
     bounds = {
         "pmax": (max(float(np.percentile(steps.rate, 95)), 1e-3), 1e-6, 1e6),
         "k_b": (0.1, 1e-6, 10.0),
         "k_s": (0.01, 1e-6, 10.0),
         "w0": (0.1, 0.0, 1e3),
-        "w1": (slope, *WORK_BOUNDS["w1"]),
+        "w1": (steps.slope(), *WORK_BOUNDS["w1"]),
         "base_ms": (0.5 * float(steps.ms.min()), 0.0, 1e3),
         "t_b": (1e-3, *WORK_BOUNDS["t_b"]),
         "t_s": (1e-3, *WORK_BOUNDS["t_s"]),
@@ -333,7 +385,32 @@ def _fit_eight(steps: _Steps) -> SaturationModel:
 
 
 def _refit_fast(model: SaturationModel, steps: _Steps) -> SaturationModel:
-    """The last stage: w1 (or Tbase), tB and tS. T is linear in them: one exact solution."""
+    """w1 (or Tbase), tB and tS with the rest of `model`."""
+    if model.form == "six":
+        start = (model.w1 or 0.01, model.t_b or 1e-3, model.t_s or 1e-3)
+        return _refit_six(model, steps, start)
+    return _refit_exactly(model, steps)
+
+
+def _refit_six(
+    model: SaturationModel, steps: _Steps, start: tuple[float, float, float]
+) -> SaturationModel:
+    """w1, tB and tS by the authors' iteration from `start`; it ends a little inside a bound."""
+    v = model.vector()
+
+    def predict(b: FloatArray, s: FloatArray, *p: float) -> FloatArray:
+        v[WORK_PER_S], v[T_B], v[T_S] = p
+        return terms(v, b, s)
+
+    bounds = {
+        name: (first, *WORK_BOUNDS[name]) for name, first in zip(WORK_BOUNDS, start, strict=True)
+    }
+    found = _curve_fit(predict, steps, steps.ms, bounds, maxfev=20000)
+    return replace(model, form=model.form, **found)
+
+
+def _refit_exactly(model: SaturationModel, steps: _Steps) -> SaturationModel:
+    """w1 or Tbase, tB and tS: T is linear in them, one exact solution."""
     from scipy.optimize import lsq_linear
 
     v, stable = model.vector(), model.form == "stable"

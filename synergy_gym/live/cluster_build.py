@@ -103,9 +103,7 @@ def _cluster(fleet: Fleet, episode: LiveEpisode, policy: EnginePolicy) -> LiveCl
         telemetry=scenario.telemetry,
         client=scenario.client,
         events=tuple(scenario.events),
-        told=started_with(
-            [published_advert(spec.profile) for spec in scenario.engines], len(policies)
-        ),
+        told=started_with([published_advert(spec) for spec in scenario.engines], len(policies)),
         warmup_ns=nanoseconds(scenario.warmup_s),
         horizon_ns=nanoseconds(scenario.horizon_s),
         stop_ns=min(stop_ns, latest_ns + nanoseconds(MOST_WAIT_S)),

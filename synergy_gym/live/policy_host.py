@@ -157,7 +157,7 @@ class PolicyHost:
         self._deciding = _Flight(0, None, 0, 0)
         self._in_flight: deque[_Flight] = deque()
         self._last_end_ns: int | None = None
-        self.told = started_with([published_advert(steering.spec.profile)], 1)[0]
+        self.told = started_with([published_advert(steering.spec)], 1)[0]
         self._announce()
         self._reset()
 

@@ -27,7 +27,7 @@ def build_simulator(
 ) -> Any:
     """An episode of `scenario` before its first arrival.
 
-    An engine advertises SynergySched's published fit of its latency profile, if there is one,
+    An engine advertises SynergySched's published fit for its GPU and model, if there is one,
     until its policy advertises something else.
 
     Args:
@@ -60,7 +60,7 @@ def build_simulator(
         horizon_ns=nanoseconds(scenario.horizon_s),
         stop_ns=stop_time_ns(traffic, scenario.slos, scenario.horizon_s),
         rules=rules,
-        adverts=[published_advert(spec.profile) for spec in scenario.engines],
+        adverts=[published_advert(spec) for spec in scenario.engines],
         auto_route=auto_route,
         record_itl=record_itl,
     )

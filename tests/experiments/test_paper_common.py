@@ -90,6 +90,39 @@ def test_another_measure_is_another_run(jobs: list[pc.Job], tmp_path: Path) -> N
     assert {job.suite for job in jobs} & {job.suite for job in again} == set()
 
 
+def test_the_step_model_file_reaches_lens_and_prism_alone() -> None:
+    file = "step_model=authors-default"
+    lines = (
+        pc.SYNERGY, pc.LENS_RR, pc.SARATHI_PRISM, pc.SARATHI_RR, pc.OURS,
+        pc.Line("learns", "lens-ref:mode=online", "prism-ref"),
+        pc.Line("guard", "lens-guarded:backlog_tokens=64", "prism-fixed"),
+    )  # fmt: skip
+    assert pc.available(lines) == list(lines)
+    assert [(x.engine, x.router) for x in pc.available(lines, "authors-default")] == [
+        (f"lens-ref:{file}", f"prism-ref:{file}"),
+        (f"lens-ref:{file}", "round-robin"),
+        ("vllm-v1", f"prism-ref:{file}"),
+        ("vllm-v1", "round-robin"),
+        ("lens-plus", "prism-plus"),
+        ("lens-ref:mode=online", "prism-ref"),
+        (f"lens-guarded:backlog_tokens=64,{file}", f"prism-fixed:{file}"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [
+        ([], "x"),
+        (["--quick"], "x-quick"),
+        (["--step-model", "authors-default"], "x-authors-default"),
+        (["--step-model", "authors-default", "--quick"], "x-authors-default-quick"),
+        (["--step-model", "authors-default", "--out", "here"], "here"),
+    ],
+)
+def test_a_variant_has_a_folder_of_its_own(options: list[str], folder: str) -> None:
+    assert pc.arguments("text", "x", options).out.name == folder
+
+
 def test_missing_policies_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     lines = (pc.SARATHI_RR, pc.Line("not there", "no-such-engine", "round-robin"))
     assert pc.available(lines) == [pc.SARATHI_RR]

@@ -12,22 +12,27 @@ from hypothesis import strategies as st
 
 from synergy_gym.latency import saturation_model as slots
 from synergy_gym.latency.profiles import list_profiles, load_profile
-from synergy_gym.latency.published import published_advert, published_model
+from synergy_gym.latency.published import (
+    AUTHORS_DEFAULT,
+    loaded_model,
+    published_advert,
+    published_model,
+    same_work,
+)
 from synergy_gym.latency.saturation import (
     Form,
     SaturationModel,
     fallback_invert,
     fallback_ms,
 )
-from synergy_gym.types import ADVERT_TERMS
+from synergy_gym.types import ADVERT_TERMS, EngineSpec
+from tests.engines import A100, A6000, H100, LLAMA_8B, QWQ
 
-H100, A100 = "h100-llama-3.1-8b", "a100-llama-3.1-8b"
-REFIT = "h100-llama-3.1-8b-8xh100run"
-A6000, QWQ = "2xa6000-llama-3.1-8b", "h100-qwq-32b"
+Engine = tuple[str, str]
 FORMS: tuple[Form, ...] = ("stable", "six", "eight")
 
 # Predicted T in ms, published to one decimal.
-COLUMNS: tuple[tuple[str, Form], ...] = (
+COLUMNS: tuple[tuple[Engine, Form], ...] = (
     (H100, "stable"), (H100, "eight"), (H100, "six"), (A100, "stable"), (A100, "eight"),
     (A6000, "stable"), (A6000, "eight"), (QWQ, "stable"),
 )  # fmt: skip
@@ -89,10 +94,14 @@ BUDGETS = {  # solved token budgets of the stable form, by target in ms
 }
 
 
-def model_of(profile: str, form: Form) -> SaturationModel:
-    model = published_model(profile, form)
+def model_of(engine: Engine, form: Form) -> SaturationModel:
+    model = published_model(*engine, form)
     assert model is not None
     return model
+
+
+def spec_of(gpu: str, model: str) -> EngineSpec:
+    return EngineSpec("e", gpu, model, "a clock of any name", 256, 8192, 8192, 20_000)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +116,9 @@ def test_the_value_that_a_real_engine_pushed() -> None:
     assert round(model_of(H100, "eight").predict_ms(1, 1), 3) == 16.118
 
 
-@pytest.mark.parametrize("profile", EQUIVALENTS)
-def test_raw_equivalents(profile: str) -> None:
-    model = model_of(profile, "stable")
+@pytest.mark.parametrize("engine", EQUIVALENTS)
+def test_raw_equivalents(engine: Engine) -> None:
+    model = model_of(engine, "stable")
     terms = dict(zip(ADVERT_TERMS, model.linear_ms(), strict=True))
     values = (
         model.k_b / model.b_scale,
@@ -119,13 +128,13 @@ def test_raw_equivalents(profile: str) -> None:
         model.capacity("physical") / 1000,
         model.capacity("code"),
     )
-    for value, printed in zip(values, EQUIVALENTS[profile], strict=True):
+    for value, printed in zip(values, EQUIVALENTS[engine], strict=True):
         last_digit = 10.0 ** -len(printed.partition(".")[2])
         assert value == pytest.approx(float(printed), abs=0.501 * last_digit)
 
 
 @pytest.mark.parametrize("key", PARAMETERS)
-def test_published_parameters(key: tuple[str, Form]) -> None:
+def test_published_parameters(key: tuple[Engine, Form]) -> None:
     model = model_of(*key)
     names = ("b_scale", "s_scale", "k_b", "k_s", "t_b", "t_s", "base_ms", "w0", "w1", "pmax")
     assert tuple(getattr(model, name) for name in names) == PARAMETERS[key]
@@ -133,25 +142,67 @@ def test_published_parameters(key: tuple[str, Form]) -> None:
 
 
 def test_nothing_else_is_published() -> None:
-    found = {(p, f) for p in list_profiles() for f in FORMS if published_model(p, f)}
-    assert found == set(PARAMETERS) | {(REFIT, form) for form in FORMS}
-    for form in FORMS:  # another clock of the same GPU and model
-        assert published_model(REFIT, form) == published_model(H100, form)
-    assert load_profile(REFIT).gpu == load_profile(H100).gpu
-    assert load_profile(REFIT).model == load_profile(H100).model
-    for profile in (H100, A100, A6000, QWQ):
-        load_profile(profile)  # the names are those of packaged profiles
-    assert published_model("gh200-unknown", "stable") is None
+    clocks = [load_profile(name) for name in list_profiles()]
+    timed = {(clock.gpu, clock.model) for clock in clocks}
+    found = {(e, f) for e in timed for f in FORMS if published_model(*e, f)}
+    assert found == set(PARAMETERS)
+    for engine in (("1xGH200", LLAMA_8B), ("4xH100", LLAMA_8B), ("1xH100", "Qwen/Qwen3-32B")):
+        assert published_model(*engine, "stable") is None
     with pytest.raises(ValueError, match=r"'four'.*stable, six, eight"):
-        published_model(H100, "four")  # type: ignore[arg-type]
+        published_model(*H100, "four")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("profile", "target", "index"), [(*key, i) for key in BUDGETS for i in range(len(BATCHES))]
+    ("name", "same"),
+    [
+        (LLAMA_8B, "llama-3.1-8b"),
+        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("unsloth/llama-3.1-8b-instruct", "llama-3.1-8b"),
+        ("Llama-3.1-8B", "llama-3.1-8b"),
+        ("Qwen/QwQ-32B", "qwq-32b"),
+        ("Qwen/QwQ-32B-FP8", "qwq-32b"),  # what the authors' engines made of the plain weights
+        ("RedHatAI/QwQ-32B-FP8-dynamic", "qwq-32b"),
+    ],
 )
-def test_published_budgets(profile: str, target: int, index: int) -> None:
-    solved = model_of(profile, "stable").invert(BATCHES[index], target)
-    assert solved == BUDGETS[profile, target][index]
+def test_names_of_the_same_work(name: str, same: str) -> None:
+    assert same_work(name) == same
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "meta-llama/Llama-3.1-70B-Instruct",
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8",  # the authors served bf16
+        "hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4",
+        "Qwen/QwQ-32B-AWQ",
+        "Qwen/QwQ-32B-Preview",
+        "Qwen/Qwen2.5-32B-Instruct",
+    ],
+)
+def test_names_of_other_work(name: str) -> None:
+    assert same_work(name) not in {same_work(LLAMA_8B), same_work(QWQ[1])}
+    assert published_model("1xH100", name, "stable") is None
+
+
+def test_the_file_that_an_engine_loads() -> None:
+    for engine in (H100, A6000, QWQ):
+        assert loaded_model(spec_of(*engine), "stable", "engine") == model_of(engine, "stable")
+    assert AUTHORS_DEFAULT == H100
+    for engine in (H100, A6000, QWQ, ("1xGH200", "m")):
+        for form in FORMS:
+            default = loaded_model(spec_of(*engine), form, "authors-default")
+            assert default == model_of(H100, form)
+    assert loaded_model(spec_of("1xGH200", "m"), "stable", "engine") is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "target", "index"), [(*key, i) for key in BUDGETS for i in range(len(BATCHES))]
+)
+def test_published_budgets(engine: Engine, target: int, index: int) -> None:
+    solved = model_of(engine, "stable").invert(BATCHES[index], target)
+    assert solved == BUDGETS[engine, target][index]
 
 
 def test_starving_step_of_the_authors_diary() -> None:
@@ -185,7 +236,7 @@ def test_twenty_halvings(line: SaturationModel) -> None:
 
 
 @pytest.mark.parametrize("key", PARAMETERS)
-def test_formulas_by_hand(key: tuple[str, Form]) -> None:
+def test_formulas_by_hand(key: tuple[Engine, Form]) -> None:
     model, point = model_of(*key), (5, 77)
     b, s = point[0] / model.b_scale, point[1] / model.s_scale
     gain = (1 - math.exp(-model.k_b * b)) * (1 - math.exp(-model.k_s * s))
@@ -214,7 +265,7 @@ def test_clamps() -> None:
 
 @pytest.mark.parametrize("key", PARAMETERS)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_arrays_equal_scalars(key: tuple[str, Form], seed: int) -> None:
+def test_arrays_equal_scalars(key: tuple[Engine, Form], seed: int) -> None:
     rng, model = np.random.default_rng(seed), model_of(*key)
     sequences, tokens = rng.integers(1, 300, 5), rng.integers(1, 9000, 5)
     scalars = [model.predict_ms(int(b), int(s)) for b, s in zip(sequences, tokens, strict=True)]
@@ -232,7 +283,7 @@ def test_arrays_equal_scalars(key: tuple[str, Form], seed: int) -> None:
     ],
 )
 def test_affine_limits(
-    key: tuple[str, Form], base: float, per_sequence: float, per_token: float
+    key: tuple[Engine, Form], base: float, per_sequence: float, per_token: float
 ) -> None:
     terms = dict(zip(ADVERT_TERMS, model_of(*key).linear_ms(), strict=True))
     assert terms.pop("base_ms") == pytest.approx(base, rel=2e-4)
@@ -254,7 +305,7 @@ def test_affine_limit_of_half_saturated_tokens() -> None:
 
 
 @pytest.mark.parametrize("key", PARAMETERS)
-def test_affine_limit_is_near_large_steps(key: tuple[str, Form]) -> None:
+def test_affine_limit_is_near_large_steps(key: tuple[Engine, Form]) -> None:
     model = model_of(*key)
     base, per_sequence, per_token = model.linear_ms()[:3]
     for batch, tokens in ((64, 2048), (32, 4096), (64, 8192)):
@@ -263,13 +314,13 @@ def test_affine_limit_is_near_large_steps(key: tuple[str, Form]) -> None:
 
 
 def test_published_advert() -> None:
-    advert = published_advert(QWQ)
+    advert = published_advert(spec_of(*QWQ))
     assert advert is not None
     assert advert.predicted_step_s is None
     assert advert.capacity == pytest.approx(1381.462)
     assert advert.peak_tps == pytest.approx(13814.62)
     assert advert.step_ms == model_of(QWQ, "stable").linear_ms()
-    assert published_advert("gh200-unknown") is None
+    assert published_advert(spec_of("1xGH200", LLAMA_8B)) is None
 
 
 def test_vector_slots() -> None:

@@ -38,6 +38,7 @@ from synergy_gym.sim.reference import ReferenceSimulator
 from synergy_gym.sim.reference_server import LEAST_EMPTY_STEP_NS
 from synergy_gym.types import BatchDecision, EngineSpec, EngineView, Outcome, StepReport
 from synergy_gym.workload.base import Workload
+from tests.engines import H100
 from tests.live.alone import Loop, build_scheduler
 
 pytestmark = pytest.mark.vllm
@@ -49,8 +50,6 @@ POLICIES = (
     "lens-guarded",
     "lens-plus",
 )
-PUBLISHED = "h100-llama-3.1-8b"
-"""A latency profile that LENS has parameters for, so that it does not begin by learning."""
 OVERLOAD = 1.8
 """Factor of the rate that the engine can just serve, so that requests wait and are reordered."""
 Taken = tuple[Any, ...]
@@ -76,13 +75,12 @@ def as_taken(now_ns: int, decision: BatchDecision) -> Taken:
 
 
 def world(policy: str, horizon_s: float) -> Scenario:
-    """`live-chat` for a while; LENS's published model where the policy wants one."""
+    """`live-chat` for a while; an engine that LENS need not begin to learn for `lens-guarded`."""
     scenario = load_scenario("live-chat")
     [engine] = scenario.engines
-    profile = PUBLISHED if policy == "lens-guarded" else engine.profile
-    return replace(
-        scenario, engines=(replace(engine, profile=profile),), horizon_s=horizon_s, warmup_s=0.0
-    )
+    if policy == "lens-guarded":
+        engine = replace(engine, gpu=H100[0], model=H100[1])
+    return replace(scenario, engines=(engine,), horizon_s=horizon_s, warmup_s=0.0)
 
 
 def simulator(scenario: Scenario, workload: Workload, seed: int) -> Any:

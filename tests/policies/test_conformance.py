@@ -40,9 +40,10 @@ from synergy_gym.types import (
     ScrapedState,
     StepReport,
 )
+from tests.engines import H100
 
 SLOS = (SLO("chat", ttft_s=1.0), SLO("batch"), SLO("code", ttft_s=0.25, tpot_s=0.05))
-SPEC = EngineSpec("e", "h100", "m", "h100-llama-3.1-8b", 64, 2048, 8192, 4000, watermark_blocks=8)
+SPEC = EngineSpec("e", *H100, "", 64, 2048, 8192, 4000, watermark_blocks=8)
 KINDS: tuple[Kind, ...] = ("engine", "router")
 SEEDS = st.integers(0, 2**32 - 1)
 AGENTS = {kind: [f"agent:{name}" for name in packaged_agents(kind)] for kind in KINDS}

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synergy_gym.latency.online import StepFeatures, online_settings
-from synergy_gym.latency.profiles import list_profiles
 from synergy_gym.latency.published import published_model
 from synergy_gym.latency.saturation import FORMS, SaturationModel
 from synergy_gym.latency.terms import StepTerms
@@ -41,14 +40,17 @@ from synergy_gym.types import (
     StepReport,
 )
 from synergy_gym.workload.base import make_workload
+from tests.engines import A100, A6000, H100
+from tests.engines import QWQ as QWQ_H100
 
-PUBLISHED = [m for p in list_profiles() for f in FORMS if (m := published_model(p, f))]
+ENGINES = (A100, A6000, H100, QWQ_H100)
+PUBLISHED = [m for e in ENGINES for f in FORMS if (m := published_model(*e, f))]
 TABLES = [StepTables(model) for model in PUBLISHED]
 SEEDS = st.integers(0, 2**32 - 1)
 MANY = settings(max_examples=5 * settings.default.max_examples)
-SPEC = EngineSpec("e", "1xH100", "m", "h100-llama-3.1-8b", 256, 8192, 16384, 20000)
-QWQ = dataclasses.replace(SPEC, profile="h100-qwq-32b")
-UNKNOWN = dataclasses.replace(SPEC, profile="unknown")
+SPEC = EngineSpec("e", *H100, "a clock of any name", 256, 8192, 16384, 20000)
+QWQ = dataclasses.replace(SPEC, gpu=QWQ_H100[0], model=QWQ_H100[1])
+UNKNOWN = dataclasses.replace(SPEC, gpu="1xGH200")
 
 LINE = SaturationModel(  # T = S ms, whatever the batch: a budget is the target, to the token
     form="eight", b_scale=1, s_scale=1, pmax=1e9, k_b=9, k_s=9, t_b=0, t_s=1
@@ -312,7 +314,7 @@ def test_the_step_that_starves_decodes() -> None:
 
 def test_budgets_are_the_published_ones() -> None:
     # B.3 at B = 1: T* = 22 with one waiting request; its prompt is cut to a chunk of 512.
-    model = published_model("h100-llama-3.1-8b", "stable")
+    model = published_model(*H100, "stable")
     assert model is not None
     decision = lens("lens-ref").decide(view([], [4000]))
     assert decision.token_budget == model.invert(1, 22.0)
@@ -347,7 +349,7 @@ def test_end_to_end_policy_spends_what_it_allocates() -> None:
 
 def test_adverts_tell_the_model_once_and_the_step_always() -> None:
     policy, state = lens("lens-ref"), view([DECODE] * 3, [200])
-    model = published_model("h100-llama-3.1-8b", "stable")
+    model = published_model(*H100, "stable")
     assert model is not None
     first, second = policy.decide(state), policy.decide(state)
     assert first.advert is not None
@@ -379,7 +381,10 @@ def test_nothing_to_allocate_schedules_like_vllm(caplog: pytest.LogCaptureFixtur
 def test_without_a_published_model_it_learns(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         policy = lens("lens-ref", UNKNOWN)
-    assert "no stable model is published for latency profile 'unknown'" in caplog.text
+    assert (
+        "no stable model is published for meta-llama/Llama-3.1-8B-Instruct on 1xGH200"
+        in caplog.text
+    )
     state = view([DECODE] * 8, [], UNKNOWN)
     with caplog.at_level(logging.WARNING):
         early = [policy.decide(state) for _ in range(3)]
@@ -388,7 +393,7 @@ def test_without_a_published_model_it_learns(caplog: pytest.LogCaptureFixture) -
     assert policy.bypassed == 3
     assert early[0].advert is not None
     assert early[0].advert.predicted_step_s == 0.05
-    true = published_model("h100-llama-3.1-8b", "stable")
+    true = published_model(*H100, "stable")
     assert true is not None
     rng, now = np.random.default_rng(0), 0.0
     for _ in range(80):
@@ -443,8 +448,8 @@ def test_pretrained_never_learns_and_hybrid_does() -> None:
 @pytest.mark.parametrize(
     ("name", "spec", "message"),
     [
-        ("lens-ref:mode=pretrained", UNKNOWN, "'unknown' of engine 'e'; use mode=online or"),
-        ("lens-6p:mode=hybrid", QWQ, "no six model is published for latency profile"),
+        ("lens-ref:mode=pretrained", UNKNOWN, r"on 1xGH200 \(engine 'e'\); use mode=online or"),
+        ("lens-6p:mode=hybrid", QWQ, "no six model is published for Qwen/QwQ-32B on 1xH100"),
         ("lens-ref:t_min_ms=60", SPEC, "t_min_ms=60.0 and slo_tpot_ms=50.0; use 0 < t_min_ms"),
         ("lens-ref:early_stop=-1", SPEC, "early_stop=-1.0; use 0 and more"),
         ("lens-e2e:slo_tpot_ms=0", SPEC, "slo_tpot_ms=0.0; use above 0"),
@@ -479,10 +484,10 @@ def test_hash_follows_the_shared_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def played(simulator: type, name: str, seed: int) -> tuple[str, object, Lens]:
-    """Log hash and records of an episode on an engine of an unknown profile, and the policy."""
+    """Log hash and records of an episode, on an unknown engine for a LENS that learns."""
     rng = np.random.default_rng(seed)
-    profile = "unknown" if "online" in name else "h100-llama-3.1-8b"
-    spec = EngineSpec("e", "g", "m", profile, 12, 1024, 2048, 300)
+    engine = ("g", "m") if "online" in name else H100
+    spec = EngineSpec("e", *engine, "", 12, 1024, 2048, 300)
     workload = make_workload(
         np.sort(rng.integers(0, 2 * 10**9, 60)), rng.integers(1, 900, 60), rng.integers(1, 60, 60)
     )

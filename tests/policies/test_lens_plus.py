@@ -19,8 +19,9 @@ from synergy_gym.types import (
     EngineView,
     RequestArrays,
 )
+from tests.engines import A6000, H100
 
-SPEC = EngineSpec("e", "1xH100", "m", "h100-llama-3.1-8b", 64, 8192, 16384, 20000)
+SPEC = EngineSpec("e", *H100, "", 64, 8192, 16384, 20000)
 SLOS = (SLO("default", ttft_s=1.0, tpot_s=0.05, e2e_s=20.0),)
 Row = tuple[int, int, int, float, float]
 """Prompt, computed, generated tokens, seconds since arrival and since the first token."""
@@ -125,7 +126,7 @@ def test_an_overdue_prefill_waits_for_punctual_ones_but_not_for_ever() -> None:
 
 
 def test_small_chunks_wait_where_mixing_is_dear() -> None:
-    a6000 = replace(SPEC, profile="2xa6000-llama-3.1-8b", max_num_batched_tokens=2048)
+    a6000 = replace(SPEC, gpu=A6000[0], max_num_batched_tokens=2048)
     policy = fresh(a6000)
     mixed = tuple(239e-6 if i == 7 else x for i, x in enumerate(policy._model.step_ms()))
     policy._model = type(policy._model)(mixed)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from synergy_gym.latency.published import published_advert
 from synergy_gym.policies import describe, make_router_policy, prism
-from synergy_gym.types import RouterRow
+from synergy_gym.types import EngineSpec, RouterRow
+from tests.engines import A6000, H100, QWQ
 from tests.policies.routing import Cluster
 
 MS = 10**6
@@ -34,6 +35,7 @@ REFERENCE = {
     "forget_after_s": 300.0,
     "stale_after_s": 0.0,
     "rate_window_s": 60.0,
+    "step_model": "engine",
 }
 FIXED = {
     "capacity_units": "physical",
@@ -44,16 +46,12 @@ FIXED = {
 
 
 @pytest.mark.parametrize(
-    ("profile", "code", "physical"),
-    [
-        ("h100-qwq-32b", 0.006, 0.718),
-        ("h100-llama-3.1-8b", 0.226, 0.897),
-        ("2xa6000-llama-3.1-8b", 0.00013, 0.510),
-    ],
+    ("engine", "code", "physical"),
+    [(QWQ, 0.006, 0.718), (H100, 0.226, 0.897), (A6000, 0.00013, 0.510)],
 )
-def test_load_of_one_long_prompt(profile: str, code: float, physical: float) -> None:
+def test_load_of_one_long_prompt(engine: tuple[str, str], code: float, physical: float) -> None:
     """The authors' unit of capacity saturates the term with one prompt of 4,000 tokens."""
-    advert = published_advert(profile)
+    advert = published_advert(EngineSpec("e", *engine, "", 256, 8192, 8192, 20_000))
     assert advert is not None
     capacity = np.array([advert.capacity, advert.peak_tps], float)
     scores = prism.load_score(np.array([4000.0, 4000.0]), capacity, 1.0)

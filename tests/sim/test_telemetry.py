@@ -278,12 +278,12 @@ def test_pushes_lie_as_the_rows_say() -> None:
 
 
 @pytest.mark.parametrize("simulator", SIMULATORS)
-def test_engines_start_with_the_published_fit_of_their_profile(simulator: type) -> None:
+def test_engines_start_with_the_fit_published_for_them(simulator: type) -> None:
     scenario = load_scenario("hetero-3")
     sim = build_simulator(scenario, workload=make_workload([0], [9], [9]), cls=simulator)
     sim.advance()
     pushed = sim.cluster_view(np.random.default_rng(0), frozenset({"pushed"})).pushed
-    adverts = [published_advert(engine.profile) for engine in scenario.engines]
+    adverts = [published_advert(engine) for engine in scenario.engines]
     assert pushed.peak_tps == pytest.approx([a.peak_tps for a in adverts if a], abs=1e-3)
     assert pushed.step_ms == pytest.approx(np.array([a.step_ms for a in adverts if a]), abs=1e-9)
     assert pushed.capacity.tolist() == [0, 0, 0]
