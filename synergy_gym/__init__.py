@@ -7,7 +7,10 @@ every public name below is loaded when it is first used, so the import stays lig
     >>> env = gymnasium.make("SynergyGym/EngineBatching-v0", scenario="chat-h100")
 """
 
-from __future__ import annotations
+from synergy_gym import isolation as _isolation
+
+if _isolation.is_command():  # before anything is imported that a folder could stand in for
+    _isolation.start_over()
 
 from importlib import import_module as _import_module
 from pathlib import Path as _Path

@@ -28,6 +28,7 @@ from synergy_gym.cli_report import TimelineOption, report, timeline_of, write_ti
 from synergy_gym.cli_submit import submit
 from synergy_gym.cli_train import train
 from synergy_gym.cli_verify import verify
+from synergy_gym.isolation import COMMAND, start_over
 
 if TYPE_CHECKING:
     from synergy_gym.evaluation.timeline import Timeline
@@ -73,12 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 an episode failed, 2 wrong input, 130 interrupted.
     """
+    if arguments is None and sys.argv[1:2] == [COMMAND]:
+        start_over()
     raise SystemExit(_exit_code(list(arguments) if arguments is not None else None))
 
 
 def _exit_code(arguments: list[str] | None) -> int:
     debug = bool(os.environ.get(DEBUG_VARIABLE))
-    _see_own_modules()
+    if (arguments or sys.argv[1:])[:1] != [COMMAND]:
+        _see_own_modules()
     try:
         return int(app(args=arguments, prog_name="synergy-gym", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):

@@ -41,7 +41,9 @@ ARROWS: dict[str, set[str]] = {
     "envs": {*PLAY, "live"},
     "evaluation": {*PLAY, "envs", "live"},
     "learning": {*PLAY, "envs", "evaluation", "live"},
-    "cli": {*PLAY, "envs", "evaluation", "learning", "live"},
+    "isolation": set(),
+    "cli": {*PLAY, "envs", "evaluation", "learning", "live", "isolation"},
+    "isolated": {"cli"},
     "__main__": {"cli"},
 }
 

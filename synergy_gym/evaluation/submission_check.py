@@ -133,7 +133,7 @@ def _file_problems(folder: Path, files: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: SHA-256 is not the manifest's {digest}; restore the file"
     home = folder / POLICY_FOLDER
     for path in sorted(home.iterdir()) if home.is_dir() and not home.is_symlink() else []:
-        if f"{POLICY_FOLDER}/{path.name}" not in files and path.name != "__pycache__":
+        if f"{POLICY_FOLDER}/{path.name}" not in files:
             yield f"{path}: is not in the manifest; remove it"
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from synergy_gym.evaluation.board import RESULTS_FILE, Board
 from synergy_gym.evaluation.jobs import Job, pair_label
 from synergy_gym.evaluation.tables import Row, row_key
-from synergy_gym.evaluation.verify_play import Checked, OnProgress, counted_run, player
+from synergy_gym.evaluation.verify_play import Checked, OnProgress, counted_run, not_run, player
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import FloatArray
 
@@ -107,13 +107,13 @@ def check_fresh(
         entropy: of the seeds; drawn when not given.
     """
     entropy = secrets.randbits(64) if entropy is None else entropy
-    play, why_not = player(board, run_code)
-    if play is None:
-        return Checked("fresh-seeds", 0, (), (why_not,))
     seeds = fresh_seeds(FRESH_SEEDS, entropy)
     pairs = _chosen(board, count, entropy)
     fresh = _fresh_jobs(board, jobs, pairs, seeds)
-    batch = counted_run(fresh, play, processes, on_progress)
+    with player(board, run_code) as play:
+        if play is None:
+            return not_run("fresh-seeds", board)
+        batch = counted_run(fresh, play, processes, on_progress)
     problems = [f"{job}: {text}" for job, text in batch.failures.items()]
     if not problems:
         rows = [result.row for result in batch.results.values()]

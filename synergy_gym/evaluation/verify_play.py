@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -130,11 +131,11 @@ def check_policy(
         on_progress: called with (finished, all, text) after each.
         run_code: run a submission's own code.
     """
-    play, why_not = player(board, run_code)
-    if play is None:
-        return Checked("policy", 0, (), (why_not,))
     rows = sampled(board.rows, count)
-    results, problems = _played(board, rows, jobs, play, processes, on_progress)
+    with player(board, run_code) as play:
+        if play is None:
+            return not_run("policy", board)
+        results, problems = _played(board, rows, jobs, play, processes, on_progress)
     other = other_platform(board.manifest)
     if not other:
         problems += _compared(board, rows, results, "the policies now give")
@@ -147,21 +148,31 @@ def check_policy(
     return Checked("policy", len(rows), tuple(problems), (note,))
 
 
-def player(board: Board, run_code: bool) -> tuple[Play | None, str]:
-    """What plays the board's jobs, or why nothing does."""
+def not_run(level: str, board: Board) -> Checked:
+    """What a level says of a submission whose code may not run."""
+    why = f"{board.folder}: not played: add --run-code to run the submission's own code"
+    return Checked(level, 0, (), (why,))
+
+
+@contextmanager
+def player(board: Board, run_code: bool) -> Iterator[Play | None]:
+    """What plays the board's jobs, while it is needed; `None`: code that may not run."""
     if "submission" not in board.manifest:
-        return run_job, ""
+        yield run_job
+        return
     if not run_code:
-        return None, f"{board.folder}: not played: add --run-code to run the submission's own code"
+        yield None
+        return
     from synergy_gym.evaluation.submission import PlayEntries
-    from synergy_gym.evaluation.submission_policy import Entry, is_registered
+    from synergy_gym.evaluation.submission_policy import Entry, is_registered, private_copy
 
     entries = []
     for layer, name in board.manifest["submission"]["policies"].items():
         spec = board.manifest["policies"][layer][name]["policy"]
         if not is_registered(layer, spec):
             entries.append(Entry(layer, name, spec, True))
-    return PlayEntries(board.folder.resolve(), tuple(entries)), ""
+    with private_copy(board.folder, board.manifest["submission"]["files"]) as home:
+        yield PlayEntries(home, tuple(entries))
 
 
 def other_platform(manifest: Mapping[str, Any]) -> list[str]:

@@ -637,6 +637,11 @@ def other_format(manifest: Manifest) -> None:
     manifest["environments"] = [name.replace("-v0", "-v9") for name in manifest["environments"]]
 
 
+def kept_machine_code(folder: Path) -> None:
+    """numba would run it in place of the policy's functions."""
+    write(folder / "policy" / "__pycache__" / "my_router.route-9.py311.nbi", "")
+
+
 def swapped_decisions(folder: Path) -> None:
     """Decisions of one row under the name of another, hashes made to fit."""
     one, other = sorted((folder / "decisions").iterdir())[:2]
@@ -676,6 +681,7 @@ def faster(seconds: str) -> str:
         (swapped_decisions, "holds the decisions of"),
         (change_policy, "SHA-256 is not the manifest's"),
         (link_policy, "symbolic link"),
+        (kept_machine_code, "__pycache__: is not in the manifest"),
     ],
 )
 def test_verify_tells_what_is_wrong(
@@ -689,12 +695,20 @@ def test_verify_tells_what_is_wrong(
 
 
 def test_verify_passes_what_is_right(
-    done: Submitted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Submitted,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "elsewhere"
     shutil.copytree(done.submission.folder, folder)
     assert found_by_verify(folder) == []
+    before = sorted(folder.rglob("*"))
     assert decided_again(folder) == []
+    monkeypatch.delitem(sys.modules, "my_router", raising=False)  # of the submission itself
+    here = Options(("policy", "fresh-seeds"), 1, run_code=True)
+    assert verify(folder, here).problems == []
+    assert sorted(folder.rglob("*")) == before, "running the code leaves nothing behind"
     with pytest.raises(SystemExit) as end:
         main(["verify", str(folder), "--all"])
     out, err = capsys.readouterr()
