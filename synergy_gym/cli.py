@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,8 @@ from synergy_gym.cli_verify import verify
 from synergy_gym.isolation import COMMAND, start_over
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from synergy_gym.evaluation.timeline import Timeline
     from synergy_gym.live.backend import LiveOptions
     from synergy_gym.scenario import Scenario
@@ -65,6 +68,8 @@ class Listed(StrEnum):
     SCENARIOS = "scenarios"
     POLICIES = "policies"
     SUITES = "suites"
+    SCENARIOS_1 = "season1/scenarios"
+    SUITES_1 = "season1/suites"
     ENVS = "envs"
     TRACES = "traces"
 
@@ -200,7 +205,7 @@ def _title(
 ) -> str:
     traffic = f"load {1.0 if load is None else load:g}" if trace is None else trace.name
     world_of = "simulated" if live is None else f"vLLM, {live.clock} clock"
-    return f"{world.name}, {traffic} ({world_of})"
+    return f"{world.label}, {traffic} ({world_of})"
 
 
 def _trace_workload(trace: Path | None, options: dict[str, Any]) -> Workload | None:
@@ -306,7 +311,9 @@ def command_line() -> str:
 @app.command()
 def leaderboard(
     out: Annotated[Path, typer.Option(help="Folder for tables, plots and manifest.")],
-    suite: Annotated[str, typer.Option(help="See `list suites`.")] = "quick",
+    suite: Annotated[
+        str, typer.Option(help="See `list suites`; season1/NAME for an archived one.")
+    ] = "quick",
     track: Annotated[
         str | None, typer.Option(help="Only this part of the suite: engine, router or joint.")
     ] = None,
@@ -360,11 +367,16 @@ def leaderboard(
 def list_(
     what: Annotated[Listed, typer.Argument(help="What to list.")],
 ) -> None:
-    """List scenarios, policies, suites, environments or traces."""
-    makers = {
+    """List scenarios, policies, suites, environments or traces.
+
+    Those of an archived season are named `season1/NAME` wherever a name goes.
+    """
+    makers: dict[Listed, Callable[[], Table]] = {
         Listed.SCENARIOS: tables.scenarios,
         Listed.POLICIES: tables.policies,
         Listed.SUITES: tables.suites,
+        Listed.SCENARIOS_1: partial(tables.scenarios, 1),
+        Listed.SUITES_1: partial(tables.suites, 1),
         Listed.ENVS: tables.environments,
         Listed.TRACES: tables.traces,
     }

@@ -14,7 +14,7 @@ import pytest
 from synergy_gym import isolation
 
 ROOT = Path(__file__).resolve().parents[2]
-BOARD = ROOT / "experiments" / "leaderboard" / "quick"
+BOARD = ROOT / "experiments" / "leaderboard" / "season1" / "quick"
 CONSOLE = (str(Path(sys.executable).with_name("synergy-gym")),)
 MODULE = (sys.executable, "-m", "synergy_gym")
 VERIFY = ("verify", ".", "--sample", "2")

@@ -29,7 +29,12 @@ from synergy_gym.evaluation.submission_policy import (
     policy_file,
     spec_in,
 )
-from synergy_gym.evaluation.submission_rank import committed_rows, rank_interval
+from synergy_gym.evaluation.submission_rank import (
+    BOARDS,
+    board_folder,
+    committed_rows,
+    rank_interval,
+)
 from synergy_gym.evaluation.submission_run import RejectedError, Submitted, submit
 from synergy_gym.evaluation.submission_source import source_problems
 from synergy_gym.evaluation.suites import SUITES, Part, Suite
@@ -81,7 +86,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         short: dict[str, Any] = {"horizon_s": 20.0, "warmup_s": 5.0}
         sieges = {layer: replace(siege, **short) for layer, siege in conduct.SIEGES.items()}
         patch.setattr(conduct, "SIEGES", sieges)
-        run_leaderboard(TINY, folder / "tiny")
+        run_leaderboard(TINY, board_folder(TINY, folder))
         yield folder
 
 
@@ -329,19 +334,27 @@ def test_a_policy_that_sees_the_future_is_rejected(boards: Path, tmp_path: Path)
 
 
 def test_boards_of_other_worlds_are_refused(boards: Path, tmp_path: Path) -> None:
-    shutil.copytree(boards / "tiny", tmp_path / "tiny")
-    path = tmp_path / "tiny" / "results.csv"
-    digest = next(r for r in read_board(boards / "tiny").rows if r["scenario"] == "hetero-3")
+    home = board_folder(TINY, tmp_path)
+    shutil.copytree(board_folder(TINY, boards), home)
+    path = home / "results.csv"
+    digest = next(r for r in read_board(home).rows if r["scenario"] == "hetero-3")
     write(path, edited(path.read_text(), digest["scenario_hash"], "0" * 64))
     with pytest.raises(ValueError, match="another scenario 'hetero-3'"):
         committed_rows("tiny", "router", tmp_path)
-    with pytest.raises(ValueError, match="no committed rows of suite 'tiny'"):
+    with pytest.raises(ValueError, match="season 2 has no committed rows of suite 'tiny'"):
         committed_rows("tiny", "router", tmp_path / "nowhere")
+    shutil.copytree(BOARDS / "season1" / "quick", tmp_path / "season1" / "quick")
+    with pytest.raises(ValueError, match=r"'quick' in .*; choose --suite season1/quick, or pass"):
+        committed_rows("quick", "router", tmp_path)
+    assert {row["suite"] for row in committed_rows("season1/quick", "router", tmp_path)} == {
+        "quick"
+    }
 
 
 def test_accepted_submissions_are_rivals(boards: Path, done: Submitted, tmp_path: Path) -> None:
-    shutil.copytree(boards / "tiny", tmp_path / "tiny")
-    shutil.copytree(done.submission.folder, tmp_path / "submissions" / "my-router")
+    home = board_folder(TINY, tmp_path)
+    shutil.copytree(board_folder(TINY, boards), home)
+    shutil.copytree(done.submission.folder, home.parent / "submissions" / "my-router")
     names = {row["router_policy"] for row in committed_rows("tiny", "router", tmp_path)}
     assert "my-router" in names
     rows = committed_rows("tiny", "router", tmp_path, without="my-router")
