@@ -95,9 +95,7 @@ def committed_rows(suite: str, track: Track, boards: Path = BOARDS, without: str
         ValueError: there is no such board, or it was played in other worlds than these.
     """
     played = find_suite(suite)
-    folder = board_folder(played, boards)
-    if not (folder / MANIFEST_FILE).is_file():
-        raise ValueError(_no_board(played, boards))
+    folder = committed_board(played, boards)
     parts = played.only(track).parts
     board = read_board(folder)
     rows = [row for part in parts for row in checked_worlds(part, part.rows(board.rows), folder)]
@@ -107,14 +105,22 @@ def committed_rows(suite: str, track: Track, boards: Path = BOARDS, without: str
     return rows
 
 
-def _no_board(suite: Suite, boards: Path) -> str:
+def committed_board(suite: Suite, boards: Path = BOARDS) -> Path:
+    """The folder of the committed board of a suite.
+
+    Raises:
+        ValueError: there is none; names the seasons that have one.
+    """
+    folder = board_folder(suite, boards)
+    if (folder / MANIFEST_FILE).is_file():
+        return folder
     played = [
         full_name(suite.name, season)
         for season in FILES
         if (boards / _season_folder(season) / suite.name / MANIFEST_FILE).is_file()
     ]
     there = f"choose --suite {' or '.join(played)}, or " if played else ""
-    return (
+    raise ValueError(
         f"season {suite.season} has no committed rows of suite {suite.name!r} in {boards}; {there}"
         "pass --boards with the folder experiments/leaderboard of a clone that has them"
     )

@@ -27,10 +27,11 @@ from synergy_gym.evaluation.submission_policy import POLICY_FOLDER, spec_in
 from synergy_gym.evaluation.submission_rank import (
     BOARDS,
     Standing,
-    board_folder,
+    committed_board,
     committed_rows,
     standings,
 )
+from synergy_gym.evaluation.suites import find_suite
 from synergy_gym.evaluation.tables import row_key
 from synergy_gym.evaluation.verdicts import Verdict
 
@@ -84,10 +85,11 @@ def submit(
         RejectedError: a check failed.
         RuntimeError: episodes failed; names the first, the others are in the manifest.
     """
+    home = committed_board(find_suite(suite), boards)
     submission = prepare(policies, track, suite, folder, name)
     committed = committed_rows(suite, track, boards, submission.name)
     checks = check_policies(submission)
-    _take_bounds(board_folder(submission.suite, boards), folder)
+    _take_bounds(home, folder)
     board = _played(submission, processes, on_progress)
     found = standings(submission.suite, track, board.rows, committed, board.bounds)
     _finish(submission, board, checks, found)

@@ -346,9 +346,11 @@ def test_boards_of_other_worlds_are_refused(boards: Path, tmp_path: Path) -> Non
     shutil.copytree(BOARDS / "season1" / "quick", tmp_path / "season1" / "quick")
     with pytest.raises(ValueError, match=r"'quick' in .*; choose --suite season1/quick, or pass"):
         committed_rows("quick", "router", tmp_path)
-    assert {row["suite"] for row in committed_rows("season1/quick", "router", tmp_path)} == {
-        "quick"
-    }
+    with pytest.raises(ValueError, match="choose --suite season1/quick"):
+        submit([f"{TEMPLATE}:MyRouter"], "router", "quick", tmp_path / "out", boards=tmp_path)
+    assert not (tmp_path / "out").exists()
+    rows = committed_rows("season1/quick", "router", tmp_path)
+    assert {row["suite"] for row in rows} == {"quick"}
 
 
 def test_accepted_submissions_are_rivals(boards: Path, done: Submitted, tmp_path: Path) -> None:
