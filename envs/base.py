@@ -80,6 +80,7 @@ class ServingEnv(gym.Env[Any, Any]):
         self,
         *,
         scenario: str | Path | Scenario,
+        season: int,
         load: float,
         workload: WorkloadSource | None,
         split: Split,
@@ -89,7 +90,9 @@ class ServingEnv(gym.Env[Any, Any]):
         shaping: PotentialShaping | None,
         render_mode: str | None,
     ) -> None:
-        self.scenario = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+        self.scenario = (
+            scenario if isinstance(scenario, Scenario) else load_scenario(scenario, season)
+        )
         self.load = _checked_load(load)
         self.render_mode = render_mode
         self._live = live

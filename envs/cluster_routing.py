@@ -26,6 +26,7 @@ from synergy_gym.observation import ObservationLayout
 from synergy_gym.policies import EnginePolicy
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_router_potential
 from synergy_gym.scenario import Scenario
+from synergy_gym.seasons import SEASON
 from synergy_gym.sim.points import BATCH, DONE
 from synergy_gym.types import (
     BoolArray,
@@ -152,6 +153,7 @@ class ClusterRoutingEnv(ServingEnv):
     | `clock`           | str or None              | `None`        | vLLM: `"wall"` (default), `"cpu"` or `"model"` |
     | `live`            | `LiveOptions` or None    | `None`        | vLLM: all its options (`synergy_gym.live.backend`) |
     | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
+    | `season`          | int                      | current       | of a scenario's name that says none; 1 in `-v0` |
 
     With `backend="vllm"` the engines are real and have the scenario's limits.
 
@@ -199,12 +201,14 @@ class ClusterRoutingEnv(ServingEnv):
         clock: str | None = None,
         live: LiveOptions | None = None,
         render_mode: str | None = None,
+        season: int = SEASON,
     ) -> None:
         self._phi = find_router_potential(shaping) if shaping else None
         given = {"transport": transport, "model": model, "clock": clock}
         given["urls"] = None if urls is None else tuple(urls)  # type: ignore[assignment]
         super().__init__(
             scenario=scenario,
+            season=season,
             load=load,
             workload=workload,
             split=split,

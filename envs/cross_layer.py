@@ -27,6 +27,7 @@ from synergy_gym.live.backend import REAL_TIME, LiveOptions, live_options
 from synergy_gym.observation import Float32Array
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_router_potential
 from synergy_gym.scenario import Scenario
+from synergy_gym.seasons import SEASON
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.types import NS_PER_S, BoolArray, IntArray, RouterRow
 
@@ -167,6 +168,7 @@ class CrossLayerEnv(ServingEnv):
     | `clock`           | str or None              | `None`        | vLLM: as in `EngineBatching-v0`         |
     | `live`            | `LiveOptions` or None    | `None`        | vLLM: all its options (`synergy_gym.live.backend`) |
     | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
+    | `season`          | int                      | current       | of a scenario's name that says none; 1 in `-v0` |
 
     `snapshot()` and `restore(snapshot)` go back to any moment of the episode.
 
@@ -195,10 +197,12 @@ class CrossLayerEnv(ServingEnv):
         clock: str | None = None,
         live: LiveOptions | None = None,
         render_mode: str | None = None,
+        season: int = SEASON,
     ) -> None:
         self._phi = find_router_potential(shaping) if shaping else None
         super().__init__(
             scenario=scenario,
+            season=season,
             load=load,
             workload=workload,
             split=split,

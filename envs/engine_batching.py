@@ -19,6 +19,7 @@ from synergy_gym.features import EngineFeatures
 from synergy_gym.live.backend import LiveOptions, live_options
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_engine_potential
 from synergy_gym.scenario import Scenario
+from synergy_gym.seasons import SEASON
 from synergy_gym.sim.points import DONE
 from synergy_gym.types import (
     NS_PER_S,
@@ -147,6 +148,7 @@ class EngineBatchingEnv(ServingEnv):
     | `clock`           | str or None              | `None`        | vLLM: an iteration lasts its `"wall"` time (default), its `"cpu"` time, or what the scenario's `"model"` says |
     | `live`            | `LiveOptions` or None    | `None`        | vLLM: all its options (`synergy_gym.live.backend`) |
     | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
+    | `season`          | int                      | current       | of a scenario's name that says none; 1 in `-v0` |
 
     With `backend="vllm"` a step is one `LLMEngine.step()` of a real engine with the scenario's
     limits. Time is virtual all the same: iterations last what was measured (or modelled), time
@@ -180,10 +182,12 @@ class EngineBatchingEnv(ServingEnv):
         clock: str | None = None,
         live: LiveOptions | None = None,
         render_mode: str | None = None,
+        season: int = SEASON,
     ) -> None:
         self._phi = find_engine_potential(shaping) if shaping else None
         super().__init__(
             scenario=scenario,
+            season=season,
             load=load,
             workload=workload,
             split=split,

@@ -15,6 +15,7 @@ import numpy as np
 
 from synergy_gym.latency.terms import StepTerms
 from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.seasons import SEASON
 from synergy_gym.types import EngineSpec, Event
 from synergy_gym.workload.lengths import lengths_at
 from synergy_gym.workload.spec import ArrivalSpec, LengthSpec, TrafficMix, TrafficSpec
@@ -83,8 +84,8 @@ class EngineKind:
     terms: StepTerms
 
 
-def engine_kind(reference: str) -> EngineKind:
-    """The engine `SCENARIO/ENGINE`, e.g. `hetero-3/a6000`.
+def engine_kind(reference: str, season: int = SEASON) -> EngineKind:
+    """The engine `SCENARIO/ENGINE`, e.g. `hetero-3/a6000`, of a season where it names none.
 
     Raises:
         ValueError: no such scenario, or no such engine in it.
@@ -92,7 +93,8 @@ def engine_kind(reference: str) -> EngineKind:
     name, _, engine = reference.rpartition("/")
     if not name:
         raise ValueError(f"engine {reference!r}: write SCENARIO/ENGINE, e.g. 'hetero-3/a6000'")
-    scenario = load_scenario(name) if name.endswith(".toml") else _packaged(name)
+    read = load_scenario if name.endswith(".toml") else _packaged
+    scenario = read(name, season)
     for spec, terms in zip(scenario.engines, scenario.measured_terms, strict=True):
         if engine == spec.name:
             return EngineKind(spec, terms)
@@ -101,17 +103,20 @@ def engine_kind(reference: str) -> EngineKind:
 
 
 @lru_cache(maxsize=64)  # a file of the package is read once, not at every reset
-def _packaged(name: str) -> Scenario:
-    return load_scenario(name)
+def _packaged(name: str, season: int) -> Scenario:
+    return load_scenario(name, season)
 
 
 @knob("engines", rescales=True)
 def _engines(scenario: Scenario, references: Sequence[str]) -> Scenario:
-    """Other engines: a sequence of `SCENARIO/ENGINE`; events of the scenario must name none."""
+    """Other engines: a sequence of `SCENARIO/ENGINE`; events of the scenario must name none.
+
+    A name without a season is of the scenario's own.
+    """
     if scenario.events:
         raise ValueError(f"scenario {scenario.name!r} has events on its own engines")
     _need_measured(scenario)
-    kinds = [engine_kind(reference) for reference in references]
+    kinds = [engine_kind(reference, scenario.season) for reference in references]
     engines = tuple(
         replace(kind.spec, name=f"{kind.spec.name}.{index}") for index, kind in enumerate(kinds)
     )

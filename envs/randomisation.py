@@ -16,6 +16,7 @@ from synergy_gym.envs.knobs import apply_knobs, check_knobs, fitted
 from synergy_gym.envs.nominal_rate import demand, engine_rates_rps
 from synergy_gym.envs.ranges import Choice, Range, as_range, described
 from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.seasons import SEASON
 
 MAX_REDRAWS = 1000
 """Draws before a range counts as lying inside what is held out."""
@@ -63,6 +64,7 @@ class WorldRanges:
             when one of its parts is. What is held out is drawn again.
         split: whose seeds episodes get: train, validation or test.
         rescale: scale rates as described.
+        season: of scenarios' names that say none.
 
     Raises:
         ValueError: an unknown knob, split or held-out name, or nothing is left of a range.
@@ -77,6 +79,7 @@ class WorldRanges:
         held_out: Mapping[str, Sequence[Any]] | None = None,
         split: Split = "train",
         rescale: bool = True,
+        season: int = SEASON,
     ) -> None:
         check_knobs(tuple(knobs or ()))
         if split not in SPLITS:
@@ -85,7 +88,7 @@ class WorldRanges:
         chosen = as_range(scenarios)
         if not isinstance(chosen, Choice):
             raise ValueError(f"scenarios={scenarios!r}: give names, or a Choice of names")
-        self._scenarios = {_name(s): _loaded(s) for s in chosen.values}
+        self._scenarios = {_name(s): _loaded(s, season) for s in chosen.values}
         self.ranges: dict[str, Range] = {
             "scenario": replace(chosen, values=tuple(_name(s) for s in chosen.values)),
             "load": as_range(load),
@@ -264,12 +267,12 @@ class DomainRandomization(gym.Wrapper[Any, Any, Any, Any]):
 
 def _name(scenario: Any) -> str:
     if isinstance(scenario, Scenario):
-        return scenario.name
+        return scenario.label
     return Path(scenario).stem if str(scenario).endswith(".toml") else str(scenario)
 
 
-def _loaded(scenario: Any) -> Scenario:
-    return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+def _loaded(scenario: Any, season: int) -> Scenario:
+    return scenario if isinstance(scenario, Scenario) else load_scenario(scenario, season)
 
 
 def _matches(value: Any, rule: Any) -> bool:

@@ -29,7 +29,7 @@ from synergy_gym.evaluation.jobs import Job, JobResult, run_job
 from synergy_gym.evaluation.manifest import software, write_json
 from synergy_gym.evaluation.progress import ProgressLog
 
-BOARD = Path(__file__).parent / "leaderboard" / "full"
+BOARD = Path(__file__).parent / "leaderboard" / "season1" / "full"
 SIZES = (1, 100)
 CORES = (2, 16, 64, 256, 1024)
 PRICE_USD = 0.04

@@ -2,9 +2,10 @@
 
     python experiments/decision_constants.py
 
-Reads `timings.csv` of the committed boards (experiments/leaderboard/*), weighs every episode by its
-decisions, and writes `synergy_gym/evaluation/decision_times.csv`. The figures are those of the
-machine that ran the boards; committed, they are the same for everybody (docs/protocol.md).
+Reads `timings.csv` of a season's committed boards (experiments/leaderboard/season1/*, `--season`
+takes another), weighs every episode by its decisions, and writes
+`synergy_gym/evaluation/decision_times.csv`. The figures are those of the machine that ran the
+boards; committed, they are the same for everybody (docs/protocol.md).
 """
 
 from __future__ import annotations
@@ -54,9 +55,11 @@ def main() -> None:
     """Command line."""
     given = argparse.ArgumentParser(description="Constants of the timed variant")
     given.add_argument("--out", type=Path, default=DECISION_TIMES)
-    files = sorted(BOARDS.glob("*/timings.csv"))
+    given.add_argument("--season", type=int, default=1)
+    options = given.parse_args()
+    files = sorted((BOARDS / f"season{options.season}").glob("*/timings.csv"))
     names = ", ".join(path.parent.name for path in files)
-    with given.parse_args().out.open("w", encoding="utf-8", newline="") as file:
+    with options.out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(constants(timing_rows(files), f"mean of boards {names}"))

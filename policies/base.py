@@ -30,6 +30,8 @@ from synergy_gym.types import (
 _DECIDING = ("synergy_gym.policies", "synergy_gym.latency")
 _REGISTERING = frozenset({"synergy_gym.policies.registry", "synergy_gym.policies.convert"})
 """They find and build policies, and decide nothing."""
+SOURCE_VARIABLE = "__policy_source__"
+"""Where a module that was made from a policy's file keeps the bytes that it was made from."""
 
 
 class Policy:
@@ -103,8 +105,10 @@ def _source_bytes(cls: type) -> bytes:
         path = None
     if path is None or not Path(path).is_file():
         return b""
-    files = [Path(path), *sorted(_used_files(path) - {Path(path)})]
-    return b"".join(file.read_bytes().replace(b"\r\n", b"\n") for file in files)
+    own = getattr(sys.modules.get(cls.__module__), SOURCE_VARIABLE, None)
+    used = sorted(_used_files(path) - {Path(path)})
+    sources = [own or Path(path).read_bytes(), *(file.read_bytes() for file in used)]
+    return b"".join(source.replace(b"\r\n", b"\n") for source in sources)
 
 
 @functools.cache

@@ -5,7 +5,8 @@ A specification is a name (`round-robin`), a name with parameters
 (`package.module:Class` or `folder/file.py:Class`, parameters after a second colon), a trained
 agent (`agent:NAME` or `agent:FILE.npz`), a class, or an instance.
 Files in `engine/` and `router/` are found by themselves; another distribution adds policies
-with an entry point of the group `synergy_gym.policies` that names the module to import.
+with an entry point of the group `synergy_gym.policies` that names the module to import, once it is
+installed (an unpacked one in the current folder is not).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import pkgutil
 import re
 import sys
@@ -28,6 +30,7 @@ from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
 from synergy_gym.policies.agent_file import packaged_agents
 from synergy_gym.policies.base import (
+    SOURCE_VARIABLE,
     EnginePolicy,
     Policy,
     RouterPolicy,
@@ -37,6 +40,8 @@ from synergy_gym.policies.base import (
 from synergy_gym.policies.convert import convert
 
 ENTRY_POINTS = "synergy_gym.policies"
+PLUG_INS_VARIABLE = "SYNERGY_GYM_PLUGINS"
+"""Environment variable; "0" leaves all plug-ins out."""
 AGENT_PREFIX = "agent"
 """`agent:NAME` and `agent:FILE.npz` are trained agents (`policies/learned.py`)."""
 
@@ -175,7 +180,11 @@ class _Registry(Generic[P]):
 
 
 def _module(name: str) -> ModuleType:
-    """The module of that name, or of that file; a file is loaded once."""
+    """The module of that name, or of that file.
+
+    A file is read once, and what was read runs: byte code beside it (`__pycache__`) need not be
+    the file's, and is neither read nor written.
+    """
     if not name.endswith(".py"):
         return importlib.import_module(name)
     path = Path(name).resolve()
@@ -184,12 +193,14 @@ def _module(name: str) -> ModuleType:
         return known
     if known is not None:
         raise ImportError(f"a module {path.stem!r} is loaded already; rename the file")
+    source = path.read_bytes()
+    code = compile(source, str(path), "exec", dont_inherit=True)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
-    assert spec.loader is not None
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    vars(module)[SOURCE_VARIABLE] = source
     try:
-        spec.loader.exec_module(module)
+        exec(code, vars(module))
     except BaseException:
         del sys.modules[path.stem]
         raise
@@ -382,7 +393,7 @@ def load_all() -> None:
     for package in ("synergy_gym.policies.engine", "synergy_gym.policies.router"):
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    for entry in _plug_ins():
         try:
             entry.load()
         except Exception as error:  # one broken plug-in must not take every policy away
@@ -392,3 +403,17 @@ def load_all() -> None:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _plug_ins() -> list[importlib.metadata.EntryPoint]:
+    """Entry points of installed distributions; none with `SYNERGY_GYM_PLUGINS=0`.
+
+    The current folder is often on Python's path, and nobody has installed what lies there.
+    """
+    if os.environ.get(PLUG_INS_VARIABLE) == "0":
+        return []
+    here = os.path.realpath(os.curdir)
+    places = [place for place in sys.path if os.path.realpath(place or os.curdir) != here]
+    found = importlib.metadata.distributions(path=places)
+    entries = (entry for one in found for entry in one.entry_points.select(group=ENTRY_POINTS))
+    return list(dict.fromkeys(entries))

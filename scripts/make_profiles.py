@@ -20,7 +20,7 @@ from synergy_gym.latency.kernels.hardware import GPUS
 from synergy_gym.latency.kernels.make import Request, make_profile
 from synergy_gym.latency.kernels.shape import ModelShape
 from synergy_gym.latency.profile_schema import Tier
-from synergy_gym.latency.profiles import FOLDER
+from synergy_gym.seasons import SEASON, season_files
 
 MODELS = {
     "llama-3.1-8b": ("meta-llama/Llama-3.1-8B-Instruct", None),
@@ -38,6 +38,7 @@ MODELS = {
 MEMORY_GIB = {"h100": 80, "h200": 141, "a100": 80, "b200": 180, "l40s": 48, "rtxpro6000": 96}
 MOST_WEIGHTS = 0.75
 BYTES = {"bfloat16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5, "w4a16_mxfp4": 0.53}
+FOLDER = season_files(SEASON).profiles
 CELLS = Path(__file__).parents[1] / "experiments" / "results" / "validate_clocks" / "cells.csv"
 ENOUGH_ROWS = 10
 NODE = "h100-llama-3.1-8b-8xh100run"

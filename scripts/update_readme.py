@@ -1,7 +1,7 @@
 """Fill the generated tables of README.md and docs/, and copy the plots that they show.
 
 A generated table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. The leaderboard
-comes from experiments/leaderboard/full, the others from scenarios, registry and catalogue.
+comes from the committed board `BOARD`, the others from scenarios, registry and catalogue.
 tests/test_readme.py fails while a page differs from what this script would write.
 
     python scripts/update_readme.py            # rewrite what is out of date
@@ -36,7 +36,8 @@ from synergy_gym.workload.catalog import list_traces
 from synergy_gym.workload.traces import list_formats
 
 ROOT = Path(__file__).resolve().parents[1]
-BOARD = ROOT / "experiments" / "leaderboard" / "full"
+BOARD = ROOT / "experiments" / "leaderboard" / "season1" / "full"
+"""The newest season that has a board of record."""
 IMAGES = ROOT / "docs" / "images"
 PLOTS = (
     "attainment-router-hetero-3.png",
@@ -66,10 +67,10 @@ def _board(part: Part, table: pd.DataFrame, rows: Sequence[Row], timings: Sequen
     )
     seeds = sorted({row["seed"] for row in rows})
     caption = (
-        f"**{part.title}, {len(part.scenarios)} scenarios, {len(rows):,} episodes** (simulated; "
-        f"arrivals of {part.horizon_s:g} s, the first {part.warmup_s:g} s not scored; "
-        f"{len(seeds)} test seeds; decision: mean / P99 of processor time on the "
-        "machine that ran this, `-`: a compiled rule):"
+        f"**{part.title}, {len(part.scenarios)} scenarios, {len(rows):,} episodes** (season "
+        f"{part.season}, simulated; arrivals of {part.horizon_s:g} s, the first "
+        f"{part.warmup_s:g} s not scored; {len(seeds)} test seeds; decision: mean / P99 of "
+        "processor time on the machine that ran this, `-`: a compiled rule):"
     )
     return f"{caption}\n\n{markdown(shown).rstrip()}"
 

@@ -7,7 +7,10 @@ every public name below is loaded when it is first used, so the import stays lig
     >>> env = gymnasium.make("SynergyGym/EngineBatching-v0", scenario="chat-h100")
 """
 
-from __future__ import annotations
+from synergy_gym import isolation as _isolation
+
+if _isolation.is_command():  # before anything is imported that a folder could stand in for
+    _isolation.start_over()
 
 from importlib import import_module as _import_module
 from pathlib import Path as _Path
@@ -25,11 +28,18 @@ _ENVIRONMENTS = {
     "SynergyGym/EngineBatching-v0": "synergy_gym.envs.engine_batching:EngineBatchingEnv",
     "SynergyGym/ClusterRouting-v0": "synergy_gym.envs.cluster_routing:ClusterRoutingEnv",
     "SynergyGym/CrossLayer-v0": "synergy_gym.envs.cross_layer:CrossLayerEnv",
+    "SynergyGym/EngineBatching-v1": "synergy_gym.envs.engine_batching:EngineBatchingEnv",
+    "SynergyGym/ClusterRouting-v1": "synergy_gym.envs.cluster_routing:ClusterRoutingEnv",
+    "SynergyGym/CrossLayer-v1": "synergy_gym.envs.cross_layer:CrossLayerEnv",
 }
 _VECTOR_ENVIRONMENTS = {
     "SynergyGym/EngineBatching-v0": "synergy_gym.envs.vector:EngineBatchingVectorEnv",
     "SynergyGym/ClusterRouting-v0": "synergy_gym.envs.vector:ClusterRoutingVectorEnv",
+    "SynergyGym/EngineBatching-v1": "synergy_gym.envs.vector:EngineBatchingVectorEnv",
+    "SynergyGym/ClusterRouting-v1": "synergy_gym.envs.vector:ClusterRoutingVectorEnv",
 }
+_SEASONS = {"v0": 1, "v1": 2}
+"""Whose scenarios an environment plays, by the version in its id."""
 
 _PUBLIC = {
     "Scenario": "synergy_gym.scenario",
@@ -107,6 +117,7 @@ def _register() -> None:
                 name,
                 entry_point=entry_point,
                 vector_entry_point=_VECTOR_ENVIRONMENTS.get(name),
+                kwargs={"season": _SEASONS[name.rpartition("-")[2]]},
                 order_enforce=False,
                 disable_env_checker=True,
             )

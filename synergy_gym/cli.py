@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,8 +30,11 @@ from synergy_gym.cli_report import TimelineOption, report, timeline_of, write_ti
 from synergy_gym.cli_submit import submit
 from synergy_gym.cli_train import train
 from synergy_gym.cli_verify import verify
+from synergy_gym.isolation import COMMAND, start_over
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from synergy_gym.evaluation.timeline import Timeline
     from synergy_gym.live.backend import LiveOptions
     from synergy_gym.scenario import Scenario
@@ -66,6 +70,8 @@ class Listed(StrEnum):
     SCENARIOS = "scenarios"
     POLICIES = "policies"
     SUITES = "suites"
+    SCENARIOS_1 = "season1/scenarios"
+    SUITES_1 = "season1/suites"
     ENVS = "envs"
     TRACES = "traces"
 
@@ -75,12 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 an episode failed, 2 wrong input, 130 interrupted.
     """
+    if arguments is None and sys.argv[1:2] == [COMMAND]:
+        start_over()
     raise SystemExit(_exit_code(list(arguments) if arguments is not None else None))
 
 
 def _exit_code(arguments: list[str] | None) -> int:
     debug = bool(os.environ.get(DEBUG_VARIABLE))
-    _see_own_modules()
+    if (arguments or sys.argv[1:])[:1] != [COMMAND]:
+        _see_own_modules()
     try:
         return int(app(args=arguments, prog_name="synergy-gym", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
@@ -198,7 +207,7 @@ def _title(
 ) -> str:
     traffic = f"load {1.0 if load is None else load:g}" if trace is None else trace.name
     world_of = "simulated" if live is None else f"vLLM, {live.clock} clock"
-    return f"{world.name}, {traffic} ({world_of})"
+    return f"{world.label}, {traffic} ({world_of})"
 
 
 def _trace_workload(trace: Path | None, options: dict[str, Any]) -> Workload | None:
@@ -304,7 +313,9 @@ def command_line() -> str:
 @app.command()
 def leaderboard(
     out: Annotated[Path, typer.Option(help="Folder for tables, plots and manifest.")],
-    suite: Annotated[str, typer.Option(help="See `list suites`.")] = "quick",
+    suite: Annotated[
+        str, typer.Option(help="See `list suites`; season1/NAME for an archived one.")
+    ] = "quick",
     track: Annotated[
         str | None, typer.Option(help="Only this part of the suite: engine, router or joint.")
     ] = None,
@@ -358,11 +369,16 @@ def leaderboard(
 def list_(
     what: Annotated[Listed, typer.Argument(help="What to list.")],
 ) -> None:
-    """List scenarios, policies, suites, environments or traces."""
-    makers = {
+    """List scenarios, policies, suites, environments or traces.
+
+    Those of an archived season are named `season1/NAME` wherever a name goes.
+    """
+    makers: dict[Listed, Callable[[], Table]] = {
         Listed.SCENARIOS: tables.scenarios,
         Listed.POLICIES: tables.policies,
         Listed.SUITES: tables.suites,
+        Listed.SCENARIOS_1: partial(tables.scenarios, 1),
+        Listed.SUITES_1: partial(tables.suites, 1),
         Listed.ENVS: tables.environments,
         Listed.TRACES: tables.traces,
     }

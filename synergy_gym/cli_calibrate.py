@@ -101,7 +101,15 @@ def _check_mode(rate: dict[str, Any], engine: dict[str, Any]) -> None:
 
 def _rate(scenario: str, write: bool, seeds: list[int] | None, tolerance: float) -> None:
     from synergy_gym.evaluation.capacity import calibrate_rate, write_rate
-    from synergy_gym.scenario import FOLDER
+    from synergy_gym.scenario import load_scenario
+    from synergy_gym.seasons import SEASON, season_files
+
+    world = load_scenario(scenario)
+    if write and world.season != SEASON:
+        raise ValueError(
+            f"{scenario}: season {world.season} is archived and stays as it is; copy the file and "
+            "calibrate the copy"
+        )
 
     def progress(rate: float, attainment: float) -> None:
         tables.note(f"{rate:10.4g} requests/s: attainment {attainment:.4f}")
@@ -109,7 +117,8 @@ def _rate(scenario: str, write: bool, seeds: list[int] | None, tolerance: float)
     found = calibrate_rate(scenario, seeds=seeds or None, tolerance=tolerance, progress=progress)
     print(f'rate_rps = {found.rate_rps:g}\nrate_source = "{found.source}"')
     if write:
-        path = Path(scenario) if scenario.endswith(".toml") else FOLDER / f"{scenario}.toml"
+        home = season_files(SEASON).scenarios
+        path = Path(scenario) if scenario.endswith(".toml") else home / f"{scenario}.toml"
         write_rate(path, found)
         tables.note(f"written to {path}")
 

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from synergy_gym.evaluation.incidents import Card, CardRow
     from synergy_gym.evaluation.jobs import Job, JobResult
+    from synergy_gym.evaluation.suites import Suite
 
 
 ALL = "all"
+SUITE = "incidents"
 
 
 def incidents(
@@ -30,6 +32,9 @@ def incidents(
     incident: Annotated[
         list[str] | None, typer.Option(help="Only this incident; may be repeated.")
     ] = None,
+    suite: Annotated[
+        str, typer.Option(help=f"season1/{SUITE} for those of the archived season.")
+    ] = SUITE,
     seeds: Annotated[int, typer.Option(help="Test seeds per incident.", min=1, max=10)] = 3,
     jobs: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
     out: Annotated[
@@ -43,7 +48,8 @@ def incidents(
     """
     from synergy_gym.evaluation.incidents import cards, play_cards
 
-    chosen = _jobs(engine_policy, router_policy, incident or [], seeds)
+    played = _suite(suite)
+    chosen = _jobs(played, engine_policy, router_policy, incident or [], seeds)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # a wrong path costs no episodes
     with tables.progress() as bar:
@@ -53,7 +59,7 @@ def incidents(
             bar.update(task, advance=1, description=str(job))
 
         rows, failures = play_cards(chosen, jobs, on_result)
-    found = cards(rows) if not failures else []
+    found = cards(rows, played.season) if not failures else []
     for table in _tables(found):
         tables.show(table)
     if out is not None and not failures:
@@ -64,12 +70,28 @@ def incidents(
         raise typer.Exit(1)
 
 
-def _jobs(engine: str | None, router: str | None, names: Sequence[str], seeds: int) -> list[Job]:
-    from synergy_gym.evaluation.incident_library import INCIDENTS, find_incident
+def _suite(name: str) -> Suite:
+    """The incidents of a season.
+
+    Raises:
+        ValueError: no such suite, or one of other scenarios.
+    """
+    from synergy_gym.evaluation.suites import find_suite
+
+    found = find_suite(name)
+    if found.name != SUITE:
+        raise ValueError(f"suite {name!r} has no incidents; choose {SUITE} or season1/{SUITE}")
+    return found
+
+
+def _jobs(
+    suite: Suite, engine: str | None, router: str | None, names: Sequence[str], seeds: int
+) -> list[Job]:
+    from synergy_gym.evaluation.incident_library import find_incident, list_incidents
     from synergy_gym.evaluation.incidents import incident_jobs
 
-    pairs = _pairs(engine, router)
-    wanted = [find_incident(name) for name in names] or list(INCIDENTS)
+    pairs = _pairs(suite, engine, router)
+    wanted = [find_incident(name, suite.season) for name in names] or list_incidents(suite.season)
     jobs = [job for one in wanted for job in incident_jobs(pairs[one.layer], [one], seeds)]
     if not jobs:
         raise ValueError(
@@ -79,18 +101,15 @@ def _jobs(engine: str | None, router: str | None, names: Sequence[str], seeds: i
     return jobs
 
 
-def _pairs(engine: str | None, router: str | None) -> dict[str, list[tuple[str, str]]]:
+def _pairs(
+    suite: Suite, engine: str | None, router: str | None
+) -> dict[str, list[tuple[str, str]]]:
     """By the layer on trial, the (engine policy, router policy) pairs that play.
 
     Raises:
         ValueError: no such policy, or `all` beside another one.
     """
-    from synergy_gym.evaluation.suites import (
-        DEFAULT_ENGINE,
-        DEFAULT_ROUTER,
-        ENGINE_POLICIES,
-        ROUTER_POLICIES,
-    )
+    from synergy_gym.evaluation.suites import DEFAULT_ENGINE, DEFAULT_ROUTER
     from synergy_gym.policies import registry
 
     if engine not in (None, ALL):
@@ -106,8 +125,9 @@ def _pairs(engine: str | None, router: str | None) -> dict[str, list[tuple[str, 
         return {"engine": [(engine, router)], "router": [(engine, router)]}
     if engine is None and router is None:
         engine = router = ALL
-    engines = ENGINE_POLICIES if engine == ALL else [engine] if engine else []
-    routers = ROUTER_POLICIES if router == ALL else [router] if router else []
+    every = {part.track: part.competitors() for part in suite.parts}
+    engines = every["engine"] if engine == ALL else [engine] if engine else []
+    routers = every["router"] if router == ALL else [router] if router else []
     return {
         "engine": [(name, DEFAULT_ROUTER) for name in engines],
         "router": [(DEFAULT_ENGINE, name) for name in routers],

@@ -29,7 +29,9 @@ def submit(
     ],
     track: Annotated[TrackName, typer.Option(help="Which layer competes.")],
     out: Annotated[Path, typer.Option(help="Folder of the submission.")],
-    suite: Annotated[str, typer.Option(help="Whose cells to play; `quick` to try.")] = "full",
+    suite: Annotated[
+        str, typer.Option(help="Whose cells to play; `quick` to try, season1/NAME: archived.")
+    ] = "full",
     name: Annotated[str, typer.Option(help="What tables call it.")] = "",
     jobs: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
     boards: Annotated[

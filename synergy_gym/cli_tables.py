@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from synergy_gym.seasons import SEASON
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -233,21 +235,22 @@ def _share_of(column: str) -> Callable[[Any], str]:
     return lambda row: _share(row[column])
 
 
-def scenarios() -> Table:
-    """The scenarios that come with the package."""
+def scenarios(season: int = SEASON) -> Table:
+    """The scenarios that come with the package, of one season."""
     from synergy_gym.scenario import list_scenarios, load_scenario
 
-    table = _table("Scenarios", "name", "engines", "rate req/s", "loads", "what", left=1)
+    title = f"Scenarios of season {season}"
+    table = _table(title, "name", "engines", "rate req/s", "loads", "what", left=1)
     table.columns[-1].justify = "left"
-    for name in list_scenarios():
-        world = load_scenario(name)
+    for name in list_scenarios(season):
+        world = load_scenario(name, season)
         gpus: dict[str, int] = {}
         for engine in world.engines:
             gpus[engine.gpu] = gpus.get(engine.gpu, 0) + 1
         engines = " + ".join(f"{n} x ({gpu})" for gpu, n in gpus.items())
         loads = " ".join(f"{load:g}" for load in world.loads)
         summary = world.description.strip().split("\n")[0]
-        table.add_row(name, engines, f"{world.rate_rps:g}", loads, escape(summary))
+        table.add_row(world.label, engines, f"{world.rate_rps:g}", loads, escape(summary))
     return table
 
 
@@ -274,14 +277,14 @@ def policies() -> Table:
     return table
 
 
-def suites() -> Table:
-    """The leaderboard's suites and how many episodes each has."""
-    from synergy_gym.evaluation.suites import SUITES
+def suites(season: int = SEASON) -> Table:
+    """The leaderboard's suites of one season, and how many episodes each has."""
+    from synergy_gym.evaluation.suites import list_suites
 
-    table = _table("Suites", "name", "episodes", "what", left=1)
+    table = _table(f"Suites of season {season}", "name", "episodes", "what", left=1)
     table.columns[-1].justify = "left"
-    for suite in SUITES.values():
-        table.add_row(suite.name, str(len(suite.jobs())), suite.description)
+    for suite in list_suites(season):
+        table.add_row(suite.label, str(len(suite.jobs())), suite.description)
     return table
 
 

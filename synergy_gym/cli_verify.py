@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,11 +38,13 @@ def verify(
     entropy: Annotated[
         int | None, typer.Option(help="Repeat a check of fresh seeds.", min=0)
     ] = None,
+    base: Annotated[Path, typer.Option("--from", hidden=True)] = Path(),
 ) -> None:
     """Check a board; its files always, and with what else is asked for (`--log` by default).
 
-    Reads data only, unless `--run-code` is given. Every problem is one line that names the place,
-    the value and the cure. Exit code 0: nothing is wrong, 1: something is.
+    Reads data only, unless `--run-code` is given, and starts in an isolated interpreter. Every
+    problem is one line that names the place, the value and the cure. Exit code 0: nothing is
+    wrong, 1: something is.
     """
     from synergy_gym.evaluation.verify import Options, boards_in
 
@@ -50,7 +54,8 @@ def verify(
     levels = [level for level, wanted in asked.items() if wanted] or ["log"]
     count = None if all_ else sample or SAMPLE
     options = Options(levels, count, jobs, run_code, entropy)
-    verdicts = [_one(board, options) for board in boards_in(folder)]
+    shown = partial(_as_given, base / folder, folder)
+    verdicts = [_one(board, options, shown) for board in boards_in(base / folder)]
     wrong = [verdict for verdict in verdicts if verdict.problems]
     if wrong:
         found = sum(len(verdict.problems) for verdict in wrong)
@@ -58,22 +63,27 @@ def verify(
         raise typer.Exit(1)
 
 
-def _one(folder: Path, options: Options) -> Verdict:
+def _as_given(place: Path, given: Path, text: str) -> str:
+    """A text that names files below a place, with the place as the user wrote it."""
+    return text.replace(str(place), str(given))
+
+
+def _one(folder: Path, options: Options, shown: Callable[[str], str]) -> Verdict:
     from synergy_gym.evaluation.verify import verify as check
 
     with tables.progress() as bar:
-        task = bar.add_task(str(folder), total=None)
+        task = bar.add_task(shown(str(folder)), total=None)
 
         def on_progress(done: int, total: int, text: str) -> None:
             bar.update(task, completed=done, total=total, description=text)
 
         verdict = check(folder, options, on_progress)
-    print(f"{folder}: {verdict.rows} rows, {_played(verdict)}", flush=True)
+    print(shown(f"{folder}: {verdict.rows} rows, {_played(verdict)}"), flush=True)
     for checked in verdict.checks:
         for note in checked.notes:
-            tables.note(f"{checked.level}: {note}")
+            tables.note(shown(f"{checked.level}: {note}"))
     for problem in verdict.problems:
-        tables.error(problem)
+        tables.error(shown(problem))
     return verdict
 
 

@@ -4,6 +4,8 @@
 >>> workload = scenario.workload(load=1.0, seed=scenario.test_seeds[0])
 >>> load_scenario("chat-h100@saturation").clock
 'saturation'
+>>> load_scenario("season1/chat-h100").season
+1
 """
 
 from __future__ import annotations
@@ -27,13 +29,12 @@ from synergy_gym.latency.saturation_terms import SaturationTerms
 from synergy_gym.latency.table_terms import TableTerms, table_terms
 from synergy_gym.latency.terms import LATER_TERMS, StepTerms
 from synergy_gym.scenario_schema import EngineTable, EventTable, ScenarioFile
+from synergy_gym.seasons import FILES, SEASON, full_name, season_files, split_name
 from synergy_gym.strict_toml import read_toml, suggest
 from synergy_gym.types import NS_PER_S, SLO, ClientSpec, EngineSpec, Event, IntArray, TelemetrySpec
 from synergy_gym.workload.base import Workload
 from synergy_gym.workload.spec import TrafficSpec
 from synergy_gym.workload.traffic import build_workload
-
-FOLDER = Path(__file__).parent / "scenarios"
 
 NO_DEADLINE_NS = 2**62
 """`stop_time_ns` of traffic that some SLO class gives unlimited time."""
@@ -87,7 +88,7 @@ class Scenario:
     """Everything that fixes an episode, except the policies and the seed.
 
     Attributes:
-        name: the file's name without its ending.
+        name: the file's name without its ending, the same in every season.
         description: one sentence for people.
         clock: what times a step; "measured": the profiles' terms (`latency/terms.py`),
             "saturation": SynergySched's T(B,S) (`latency/saturation_terms.py`), "table":
@@ -109,6 +110,7 @@ class Scenario:
         validation_seeds: for choosing between trained or tuned policies.
         test_seeds: for the leaderboard only.
         traffic: the generator of the requests.
+        season: of which it is; its profiles are that season's.
     """
 
     name: str
@@ -131,6 +133,12 @@ class Scenario:
     test_seeds: tuple[int, ...]
     traffic: TrafficSpec
     engine_clocks: tuple[EngineClock, ...] = ()
+    season: int = SEASON
+
+    @property
+    def label(self) -> str:
+        """What `load_scenario` takes: the name, after `season1/` for an archived scenario."""
+        return full_name(self.name, self.season)
 
     def workload(self, load: float = 1.0, seed: int = 0) -> Workload:
         """The episode's requests, arriving in [0, `horizon_s`).
@@ -202,7 +210,7 @@ class Scenario:
     def hash(self) -> str:
         """SHA-256 over everything that can change a result (not the prose), hexadecimal."""
         content = dataclasses.asdict(self)
-        for idle in ("description", "rate_source", "measured_terms", "engine_clocks"):
+        for idle in ("description", "rate_source", "measured_terms", "engine_clocks", "season"):
             del content[idle]
         for terms in content["terms"]:
             for name, default in LATER_TERMS.items():
@@ -222,15 +230,20 @@ def _plain(value: object) -> object:
     raise TypeError(f"a scenario cannot be hashed with a {type(value).__name__} in it")
 
 
-def list_scenarios() -> list[str]:
-    """Names of the scenarios that ship with the package, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+def list_scenarios(season: int = SEASON) -> list[str]:
+    """Names of the scenarios that ship with the package for a season, sorted."""
+    return sorted(path.stem for path in season_files(season).scenarios.glob("*.toml"))
 
 
-def load_scenario(name: str | Path) -> Scenario:
+def load_scenario(name: str | Path, season: int = SEASON) -> Scenario:
     """Read a scenario by its packaged name or by the path of a TOML file.
 
-    A packaged name may be followed by `@` and one of `CLOCKS` (see `Scenario.with_clock`).
+    A packaged name may follow its season (`season1/NAME`), and may be followed by `@` and one of
+    `CLOCKS` (see `Scenario.with_clock`).
+
+    Args:
+        name: a name of `list_scenarios(season)`, or a path.
+        season: of a name that says none, and of the profiles that a file elsewhere names.
 
     Raises:
         ScenarioError: no such scenario, or a malformed file; one line
@@ -238,11 +251,11 @@ def load_scenario(name: str | Path) -> Scenario:
     """
     if isinstance(name, str) and not name.endswith(".toml") and "@" in name:
         base, _, clock = name.partition("@")
-        return load_scenario(base).with_clock(clock)
-    path = _locate(name)
+        return load_scenario(base, season).with_clock(clock)
+    path, season = _locate(name, season)
     file = read_toml(path, ScenarioFile, ScenarioError)
     engines = [spec for group in file.engine for spec in _engines(group)]
-    clocks = _engine_clocks(path, file)
+    clocks = _engine_clocks(path, file, season)
     measured = tuple(clock.terms() for clock in clocks)
     return Scenario(
         name=path.stem,
@@ -265,18 +278,35 @@ def load_scenario(name: str | Path) -> Scenario:
         test_seeds=file.seeds.test,
         traffic=file.traffic.spec(),
         engine_clocks=clocks,
+        season=season,
     )
 
 
-def _locate(name: str | Path) -> Path:
+def _locate(name: str | Path, season: int) -> tuple[Path, int]:
+    """The file, and the season that it is of."""
     if isinstance(name, Path) or name.endswith(".toml"):
-        return Path(name)
-    known = list_scenarios()
-    if name not in known:
-        guess = suggest(name, known)
-        cure = f"did you mean {guess!r}?" if guess else f"packaged scenarios: {', '.join(known)}"
+        homes = {files.scenarios: number for number, files in FILES.items()}
+        return Path(name), homes.get(Path(name).resolve().parent, season)
+    season, plain = split_name(name, season)
+    if season not in FILES:
+        seasons = ", ".join(map(str, FILES))
+        raise ScenarioError(f"scenario {name!r}: no season {season}; choose one of {seasons}")
+    known = list_scenarios(season)
+    if plain not in known:
+        cure = _cure(plain, season, known)
         raise ScenarioError(f"no scenario {name!r}; {cure} (or give the path of a .toml file)")
-    return FOLDER / f"{name}.toml"
+    return season_files(season).scenarios / f"{plain}.toml", season
+
+
+def _cure(name: str, season: int, known: list[str]) -> str:
+    """What to write instead of a name that a season does not have."""
+    other = next((number for number in FILES if name in list_scenarios(number)), None)
+    if other is not None:
+        return f"season {other} has {full_name(name, other)!r}"
+    guess = suggest(name, known)
+    if guess:
+        return f"did you mean {full_name(guess, season)!r}?"
+    return f"packaged scenarios: {', '.join(full_name(one, season) for one in known)}"
 
 
 def _engines(group: EngineTable) -> list[EngineSpec]:
@@ -285,14 +315,14 @@ def _engines(group: EngineTable) -> list[EngineSpec]:
     return [EngineSpec(name=n, kv_blocks=group.kv.kv_blocks, **shared) for n in group.names()]
 
 
-def _engine_clocks(path: Path, file: ScenarioFile) -> tuple[EngineClock, ...]:
+def _engine_clocks(path: Path, file: ScenarioFile, season: int) -> tuple[EngineClock, ...]:
     clocks: list[EngineClock] = []
     for index, group in enumerate(file.engine):
         key = f"{path}: engine[{index}]"
         source = group.profile
         local = path.parent / source if source.endswith(".toml") else source
         try:
-            clock = EngineClock(load_profile(local), _loop(group), group.sampling)
+            clock = EngineClock(load_profile(local, season), _loop(group), group.sampling)
             clock.terms()
         except ProfileError as cause:
             raise ScenarioError(f"{key}.profile: {cause}") from cause

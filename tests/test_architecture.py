@@ -15,7 +15,7 @@ MAPPING: dict[str, str] = PYPROJECT["tool"]["setuptools"]["package-dir"]
 
 # Room -> the rooms it may import. A room is a module or a package right below `synergy_gym`;
 # `scenario_schema` and `cli_tables` are parts of the rooms `scenario` and `cli`.
-BASE = {"arrays", "specs", "types", "router_table", "seeding", "strict_toml", "jit"}
+BASE = {"arrays", "specs", "types", "router_table", "seasons", "seeding", "strict_toml", "jit"}
 MODEL = {*BASE, "latency", "workload", "metrics"}
 WORLD = {*MODEL, "scenario", "sim"}
 PLAY = {*WORLD, "actions", "features", "observation", "rewards", "policies"}
@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "types": {"arrays", "router_table", "specs"},
     "seeding": set(),
     "jit": set(),
+    "seasons": set(),
     "strict_toml": set(),
     "latency": BASE,
     "workload": BASE,
@@ -41,7 +42,9 @@ ARROWS: dict[str, set[str]] = {
     "envs": {*PLAY, "live"},
     "evaluation": {*PLAY, "envs", "live"},
     "learning": {*PLAY, "envs", "evaluation", "live"},
-    "cli": {*PLAY, "envs", "evaluation", "learning", "live"},
+    "isolation": set(),
+    "cli": {*PLAY, "envs", "evaluation", "learning", "live", "isolation"},
+    "isolated": {"cli"},
     "__main__": {"cli"},
 }
 

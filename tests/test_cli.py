@@ -16,7 +16,8 @@ import pytest
 
 from synergy_gym.cli import main
 from synergy_gym.policies.registry import engine_policies, router_policies
-from synergy_gym.scenario import FOLDER, list_scenarios
+from synergy_gym.scenario import list_scenarios
+from synergy_gym.seasons import SEASON, season_files
 
 VLLM_TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:00:00.0000000,100,5
@@ -147,7 +148,9 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         "scenarios": list_scenarios(),
         "policies": [*engine_policies(), *router_policies()],
         "suites": ["quick", "full"],
-        "envs": ["SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v0"],
+        "season1/scenarios": [f"season1/{name}" for name in list_scenarios(1)],
+        "season1/suites": ["season1/quick", "season1/full", "season1/incidents"],
+        "envs": ["SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v1"],
         "traces": ["azure"],
     }
     for what, names in expected.items():
@@ -158,12 +161,20 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_calibrate_writes_the_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    shutil.copy(FOLDER / "smoke.toml", path)
+    shutil.copy(season_files(SEASON).scenarios / "smoke.toml", path)
     code, out, err = cli(capsys, "calibrate", path, "--write", "--seed", 1, "--tolerance", 0.2)
     assert code == 0, err
     assert out.startswith("rate_rps = ")
     assert out.splitlines()[0] in path.read_text(encoding="utf-8")
     assert "synergy-gym calibrate" in path.read_text(encoding="utf-8")
+
+
+def test_the_archive_is_not_calibrated(capsys: pytest.CaptureFixture[str]) -> None:
+    file = season_files(1).scenarios / "smoke.toml"
+    before = file.read_bytes()
+    for name in ("season1/smoke", file):
+        assert "copy the file" in refused(capsys, "calibrate", name, "--write")
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -307,7 +318,7 @@ def test_best_attainment_comes_first(capsys: pytest.CaptureFixture[str]) -> None
 def test_every_mistake_of_a_scenario_file_has_its_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    text = (FOLDER / "smoke.toml").read_text(encoding="utf-8")
+    text = (season_files(SEASON).scenarios / "smoke.toml").read_text(encoding="utf-8")
     text = text.replace("horizon_s", "horizon_ms", 1).replace("rate_rps = ", "rate_rps = -", 1)
     path = tmp_path / "wrong.toml"
     path.write_text(text, encoding="utf-8")

@@ -124,15 +124,17 @@ def test_the_readme_says_simulated() -> None:
     board = rest.partition("<!-- leaderboard:end -->")[0]
     assert "**simulated**" in head
     rankings = len(find_suite("quick").parts)
-    assert board.count("(simulated;") == board.count("| rank |") == rankings
+    assert board.count("(season 1, simulated;") == board.count("| rank |") == rankings
 
 
 def test_every_scenario_key_of_the_page_loads(tmp_path: Path) -> None:
-    from synergy_gym.scenario import FOLDER, load_scenario
+    from synergy_gym.scenario import load_scenario
+    from synergy_gym.seasons import SEASON, season_files
 
     (extra,) = blocks("docs/scenarios.md", "toml")
     path = tmp_path / "my-scenario.toml"
-    path.write_text((FOLDER / "hetero-3.toml").read_text(encoding="utf-8") + "\n" + extra)
+    base = season_files(SEASON).scenarios / "hetero-3.toml"
+    path.write_text(base.read_text(encoding="utf-8") + "\n" + extra)
     scenario = load_scenario(path)
     assert scenario.client.timeout_s == 30.0
     assert [event.kind for event in scenario.events] == ["down", "up"]

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synergy_gym.latency.profiles import FOLDER as PROFILES
 from synergy_gym.latency.published import published_model
 from synergy_gym.latency.saturation_terms import SaturationTerms
 from synergy_gym.scenario import (
-    FOLDER,
     NO_DEADLINE_NS,
     Scenario,
     ScenarioError,
@@ -21,9 +19,11 @@ from synergy_gym.scenario import (
     load_scenario,
     stop_time_ns,
 )
+from synergy_gym.seasons import SEASON, season_files
 from synergy_gym.types import SLO, EngineSpec, Event
 from synergy_gym.workload.base import make_workload
 
+FILES = season_files(SEASON)
 REQUIRED = {
     "chat-h100": ("1xH100",),
     "code-a100": ("1xA100",),
@@ -33,15 +33,14 @@ REQUIRED = {
     "flowgpt-8xh100-llama8b": ("1xH100",) * 8,
     "hetero-3": ("1xH100", "1xA100", "2xA6000"),
     "long-context-4xh100": ("1xH100",) * 4,
-    "chat-h100-refit": ("1xH100",),
-    "summarization-h100-refit": ("1xH100",),
-    "flowgpt-8xh100-llama8b-refit": ("1xH100",) * 8,
     "smoke": ("1xH100",),
     "smoke-cluster": ("1xH100", "1xH100", "1xA100"),
     "live-chat": ("1-cpu-thread",),
     "live-long-prompts": ("1-cpu-thread",),
     "live-cluster": ("1-cpu-thread",) * 2,
 }
+
+REFIT = [f"season1/{name}" for name in list_scenarios(1) if name.endswith("-refit")]
 
 Edit = Callable[[str], Path]
 
@@ -51,7 +50,7 @@ def smoke(tmp_path: Path) -> Edit:
     """Writes the packaged smoke scenario with a part replaced, as `mine.toml`."""
 
     def write(*changes: tuple[str, str], extra: str = "") -> Path:
-        text = (FOLDER / "smoke.toml").read_text()
+        text = (FILES.scenarios / "smoke.toml").read_text()
         for pattern, replacement in changes:
             text, count = re.subn(pattern, replacement, text, count=1, flags=re.MULTILINE)
             assert count == 1, pattern
@@ -62,7 +61,7 @@ def smoke(tmp_path: Path) -> Edit:
     return write  # type: ignore[return-value]
 
 
-@pytest.fixture(scope="module", params=list_scenarios())
+@pytest.fixture(scope="module", params=[*list_scenarios(), *REFIT])
 def scenario(request: pytest.FixtureRequest) -> Scenario:
     return load_scenario(request.param)
 
@@ -336,7 +335,7 @@ def test_an_engine_without_a_published_model_is_refused(smoke: Edit, tmp_path: P
         match=r"engine\[0\].saturation: no 'six' .*Instruct on 1xA100; use 'stable' or 'eight'",
     ):
         load_scenario(smoke(SATURATION, forms, ("^gpu = .*", 'gpu = "1xA100"')))
-    text = (PROFILES / "h100-llama-3.1-8b.toml").read_text()
+    text = (FILES.profiles / "h100-llama-3.1-8b.toml").read_text()
     (tmp_path / "own.toml").write_text(text)
     own = ("^profile = .*", 'profile = "own.toml"')
     assert load_scenario(smoke(SATURATION, own)).clock == "saturation"  # another clock, same GPU
@@ -347,13 +346,13 @@ def test_an_engine_without_a_published_model_is_refused(smoke: Edit, tmp_path: P
     assert load_scenario(smoke(own, gpu)).clock == "measured"
 
 
-@pytest.mark.parametrize("name", [n for n in list_scenarios() if n.endswith("-refit")])
+@pytest.mark.parametrize("name", REFIT)
 def test_a_refit_twin_differs_in_its_clock_alone(name: str) -> None:
     twin, base = load_scenario(name), load_scenario(name.removesuffix("-refit"))
     assert {e.profile for e in twin.engines} == {"h100-llama-3.1-8b-8xh100run"}
     assert {e.profile for e in base.engines} == {"h100-llama-3.1-8b"}
     assert twin.rate_rps != base.rate_rps
-    assert f"calibrate {name}`" in twin.rate_source
+    assert f"calibrate {twin.name}`" in twin.rate_source
     pairs = zip(twin.engines, base.engines, strict=True)
     engines = tuple(replace(ours, profile=theirs.profile) for ours, theirs in pairs)
     same = replace(twin, engines=engines, terms=base.terms, name=base.name, rate_rps=base.rate_rps)

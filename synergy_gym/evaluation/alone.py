@@ -43,7 +43,7 @@ def decides_alone(policy: Any, layer: str, tapes: list[Tape], limit_s: float = 6
             f"{policy!r} cannot be sent to another process ({error}); name it by text, "
             "file.py:Class or package.module:Class"
         ) from error
-    command = [sys.executable, "-c", _program()]
+    command = [sys.executable, "-P", "-c", _program()]
     try:
         done = subprocess.run(
             command, input=order, capture_output=True, timeout=limit_s, check=False

@@ -24,6 +24,7 @@ from synergy_gym.evaluation.manifest import write_whole
 from synergy_gym.evaluation.scores import Bounds, ranking
 from synergy_gym.evaluation.suites import Part, Suite
 from synergy_gym.evaluation.tables import Row, cell
+from synergy_gym.seasons import FILES
 from synergy_gym.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ WHOLE_COLUMNS = frozenset(
     }
 )
 """Columns that hold whole numbers; those in neither set hold floats, empty for NaN."""
+
+FIRST_SEASON = 1
+"""Of boards whose manifest names none: they are older than seasons."""
 
 LATENCY_FIGURES = ("ttft", "e2e")
 LATENCY_COLUMNS = (
@@ -126,7 +130,9 @@ def suite_rankings(
 ) -> list[tuple[Part, pd.DataFrame]]:
     """One ranking per part of a suite that has rows."""
     chosen = ((part, part.rows(rows)) for part in suite.parts)
-    return [(part, ranking(own, part.track, bounds)) for part, own in chosen if own]
+    return [
+        (part, ranking(own, part.track, bounds, season=part.season)) for part, own in chosen if own
+    ]
 
 
 def read_board(folder: Path) -> Board:
@@ -173,11 +179,9 @@ def manifest_suite(manifest: Mapping[str, Any], path: Path) -> Suite:
     Raises:
         BoardError: a part that this version cannot read.
     """
+    season = manifest_season(manifest, path)
     try:
-        parts = tuple(
-            Part(**{name: _tuples(value) for name, value in part.items()})
-            for part in manifest["parts"]
-        )
+        parts = tuple(Part.from_entry(part, season) for part in manifest["parts"])
         return Suite(str(manifest["suite"]), str(manifest.get("description", "")), parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise BoardError(
@@ -186,8 +190,19 @@ def manifest_suite(manifest: Mapping[str, Any], path: Path) -> Suite:
         ) from None
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def manifest_season(manifest: Mapping[str, Any], path: Path) -> int:
+    """The season that a board was played in; its manifest `path` is for the error.
+
+    Raises:
+        BoardError: this version has no such season.
+    """
+    season = manifest.get("season", FIRST_SEASON)
+    if type(season) is not int or season not in FILES:
+        raise BoardError(
+            f"{path}: season is {season!r}, this version has {', '.join(map(str, FILES))}; use "
+            "the version of synergy-gym that wrote the board"
+        )
+    return season
 
 
 def read_rows(path: Path, columns: Iterable[str] = ()) -> list[Row]:

@@ -24,8 +24,8 @@ from synergy_gym.scenario import Scenario, load_scenario
 
 BOUNDS_FILE = "bounds.csv"
 COLUMNS = ("scenario", "load", "seed", "bound", "world")
-World = tuple[str, float, int, float | None, float | None]
-"""Scenario, load, seed, horizon and warm-up of an episode."""
+World = tuple[str, float, int, float | None, float | None, int]
+"""Scenario, load, seed, horizon, warm-up and season of an episode."""
 
 
 def write_bounds(path: Path, suite: Suite, processes: int = 1) -> Bounds:
@@ -86,12 +86,12 @@ def _episodes(suite: Suite) -> Iterable[tuple[World, str]]:
         for name, load, seed in part.cells():
             window = (part.horizon_s, part.warmup_s)
             if (name, *window) not in marks:
-                marks[name, *window] = _world(name, *window).hash()[:16]
-            yield (name, load, seed, *window), marks[name, *window]
+                marks[name, *window] = _world(name, *window, part.season).hash()[:16]
+            yield (name, load, seed, *window, part.season), marks[name, *window]
 
 
-def _world(name: str, horizon_s: float | None, warmup_s: float | None) -> Scenario:
-    world = load_scenario(name)
+def _world(name: str, horizon_s: float | None, warmup_s: float | None, season: int) -> Scenario:
+    world = load_scenario(name, season)
     return replace(
         world,
         horizon_s=world.horizon_s if horizon_s is None else float(horizon_s),
@@ -107,8 +107,9 @@ def _bounds(worlds: Sequence[World], processes: int) -> list[float | None]:
 
 
 def _bound(world: World) -> float | None:
-    name, load, seed, horizon_s, warmup_s = world
+    name, load, seed, horizon_s, warmup_s, season = world
     try:
-        return attainment_bound(_world(name, horizon_s, warmup_s), load, seed).attainment
+        found = attainment_bound(_world(name, horizon_s, warmup_s, season), load, seed)
+        return found.attainment
     except ValueError:  # closed loop, another clock, an engine that becomes faster, no request
         return None

@@ -12,19 +12,22 @@ class `oracle`:
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from synergy_gym.evaluation.jobs import ORACLE
 from synergy_gym.evaluation.manifest import workload_hash
-from synergy_gym.evaluation.runner import EnginePolicySpec, RouterPolicySpec
+from synergy_gym.evaluation.runner import (
+    EnginePolicySpec,
+    RouterPolicySpec,
+    ScenarioSpec,
+    resolve_scenario,
+)
 from synergy_gym.jit import kernel
 from synergy_gym.policies import pacing
 from synergy_gym.policies.engine.lens_plus import HOPELESS, LensPlus
 from synergy_gym.policies.router.prism_plus import PrismPlus
-from synergy_gym.scenario import load_scenario
 from synergy_gym.types import (
     ADVERT_TERMS,
     NS_PER_S,
@@ -240,7 +243,7 @@ class ClairvoyantRouter(PrismPlus):
 
 
 def clairvoyant_pair(
-    scenario: str | Path,
+    scenario: ScenarioSpec,
     engine_policy: EnginePolicySpec,
     router_policy: RouterPolicySpec,
     load: float,
@@ -248,7 +251,7 @@ def clairvoyant_pair(
     horizon_s: float | None = None,
 ) -> tuple[EnginePolicySpec, RouterPolicySpec]:
     """A pair of policies in which the name `clairvoyant` stands for an oracle of the traffic."""
-    world = load_scenario(scenario)
+    world = resolve_scenario(scenario)
     if horizon_s is not None:
         world = replace(world, horizon_s=float(horizon_s))
     oracle = OutputOracle(world.workload(load, seed))

@@ -11,9 +11,10 @@ from synergy_gym.evaluation.incident_library import find_incident
 from synergy_gym.evaluation.incident_measures import MEASURES
 from synergy_gym.evaluation.incidents import CARDS_FILE, CardRow, read_cards
 from synergy_gym.evaluation.tables import Row, row_key
+from synergy_gym.seasons import SEASON
 
 
-def card_problems(folder: Path, rows: Sequence[Row]) -> Iterator[str]:
+def card_problems(folder: Path, rows: Sequence[Row], season: int = SEASON) -> Iterator[str]:
     """Lines of a board's `incidents.csv` that contradict the criteria, or `results.csv`.
 
     Args:
@@ -21,6 +22,7 @@ def card_problems(folder: Path, rows: Sequence[Row]) -> Iterator[str]:
         rows: its `results.csv`; every row of an incident must have all its lines, and every line
             its row. Cards without a single row of an incident are a file of their own and only
             checked against the criteria.
+        season: in which the board was played.
     """
     path = folder / CARDS_FILE
     if not path.is_file():
@@ -32,8 +34,8 @@ def card_problems(folder: Path, rows: Sequence[Row]) -> Iterator[str]:
         return
     played = {row_key(row): row for row in rows if str(row["scenario"]).startswith("incident-")}
     for row in found:
-        yield from _line_problems(path, row, played)
-    yield from _missing(path, found, played)
+        yield from _line_problems(path, row, played, season)
+    yield from _missing(path, found, played, season)
 
 
 def _where(path: Path, row: CardRow) -> str:
@@ -42,11 +44,11 @@ def _where(path: Path, row: CardRow) -> str:
 
 
 def _line_problems(
-    path: Path, row: CardRow, played: Mapping[tuple[Any, ...], Row]
+    path: Path, row: CardRow, played: Mapping[tuple[Any, ...], Row], season: int
 ) -> Iterator[str]:
     where = _where(path, row)
     try:
-        incident = find_incident(row.incident)
+        incident = find_incident(row.incident, season)
     except ValueError as error:
         yield f"{path}: {error}"
         return
@@ -78,7 +80,7 @@ def _hash_problems(
 
 
 def _missing(
-    path: Path, found: Sequence[CardRow], played: Mapping[tuple[Any, ...], Row]
+    path: Path, found: Sequence[CardRow], played: Mapping[tuple[Any, ...], Row], season: int
 ) -> Iterator[str]:
     lines = [
         (row.incident, row.load, row.seed, row.engine_policy, row.router_policy, row.measure)
@@ -88,6 +90,6 @@ def _missing(
         yield f"{path}: {line}: there more than once; keep one line"
     have = set(lines)
     for key in sorted(played):
-        for criterion in find_incident(key[0]).criteria:
+        for criterion in find_incident(key[0], season).criteria:
             if (*key, criterion.measure) not in have:
                 yield f"{path}: {key}: no line of {criterion.measure}; play the cards again"

@@ -1,12 +1,18 @@
 """The incidents: which public report each is rebuilt from, and when a policy passes it.
 
 Limits lie where a report's complaint begins, not at what the best policy reaches; each says why.
+Those of the current season are here, those of an archived one in its file (`synergy_gym.seasons`).
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
+
+from synergy_gym.seasons import SEASON, season_files
 
 Layer = Literal["engine", "router"]
 LAYERS: tuple[Layer, ...] = ("engine", "router")
@@ -48,6 +54,7 @@ class Incident:
         sources: the public reports.
         report: what they say happened.
         rebuilt: how the scenario does it, and what differs.
+        season: that of the scenario.
     """
 
     name: str
@@ -59,6 +66,7 @@ class Incident:
     sources: tuple[str, ...]
     report: str
     rebuilt: str
+    season: int = SEASON
 
 
 _SPREAD = "an even split is 0.25; at 0.5 one engine gets as much as the other three together"
@@ -380,22 +388,46 @@ INCIDENTS: tuple[Incident, ...] = (
         rebuilt="Engine state is pushed every 5 s and arrives 1 s late; scrapes come every 10 s.",
     ),
 )
-"""All incidents, by name."""
+"""All incidents of the current season, by name."""
 
 
-def find_incident(name: str) -> Incident:
+def list_incidents(season: int = SEASON) -> tuple[Incident, ...]:
+    """The incidents of a season.
+
+    Raises:
+        ValueError: no such season.
+    """
+    return INCIDENTS if season == SEASON else _archived(season)
+
+
+@cache  # files of the package
+def _archived(season: int) -> tuple[Incident, ...]:
+    path = season_files(season).incidents
+    assert path is not None
+    return tuple(_incident(entry, season) for entry in json.loads(path.read_text(encoding="utf-8")))
+
+
+def _incident(entry: Mapping[str, Any], season: int) -> Incident:
+    criteria = [
+        Criterion(**{**criterion, "window_s": tuple(criterion["window_s"])})
+        for criterion in entry["criteria"]
+    ]
+    lists = {"criteria": tuple(criteria), "sources": tuple(entry["sources"])}
+    return Incident(**{**entry, **lists}, season=season)
+
+
+def find_incident(name: str, season: int = SEASON) -> Incident:
     """The incident of that name.
 
     Raises:
-        ValueError: no such incident; names the ones there are.
+        ValueError: no such incident or season; names the ones there are.
     """
-    for incident in INCIDENTS:
-        if incident.name == name:
-            return incident
-    known = ", ".join(incident.name for incident in INCIDENTS)
-    raise ValueError(f"unknown incident {name!r}; choose one of {known}")
+    found = {incident.name: incident for incident in list_incidents(season)}
+    if name not in found:
+        raise ValueError(f"unknown incident {name!r}; choose one of {', '.join(found)}")
+    return found[name]
 
 
 def incidents_of(layer: Layer) -> tuple[Incident, ...]:
-    """The incidents that put one layer's policy on trial."""
+    """The incidents of the current season that put one layer's policy on trial."""
     return tuple(incident for incident in INCIDENTS if incident.layer == layer)

@@ -32,6 +32,7 @@ from synergy_gym.evaluation.jobs import (
 from synergy_gym.evaluation.runner import EnginePolicySpec, Result, RouterPolicySpec, evaluate
 from synergy_gym.evaluation.tables import cell
 from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.seasons import SEASON
 from synergy_gym.types import TelemetrySpec
 
 SUITE = "incidents"
@@ -126,8 +127,8 @@ def play_incident(job: Job) -> IncidentResult:
     Raises:
         PolicyError, ScenarioError, ValueError: as `evaluate`.
     """
-    incident = find_incident(job.scenario)
-    world = load_scenario(job.scenario)
+    incident = find_incident(job.scenario, job.season)
+    world = job.world()
     calm = calm_world(incident, world)
     policies = (job.engine_policy, job.router_policy, job.load, job.seed)
     result = evaluate(world, *policies)
@@ -160,9 +161,9 @@ def incident_jobs(
 ) -> list[Job]:
     """A job per incident, pair of policies and test seed (the first `seeds`)."""
     return [
-        Job(SUITE, incident.name, incident.load, seed, *pair)
+        Job(SUITE, incident.name, incident.load, seed, *pair, season=incident.season)
         for incident in incidents
-        for seed in load_scenario(incident.name).test_seeds[:seeds]
+        for seed in load_scenario(incident.name, incident.season).test_seeds[:seeds]
         for pair in pairs
     ]
 
@@ -184,22 +185,26 @@ def _card_rows(result: JobResult) -> tuple[CardRow, ...]:
     return result.card_rows
 
 
-def cards(rows: Iterable[CardRow]) -> list[Card]:
+def cards(rows: Iterable[CardRow], season: int = SEASON) -> list[Card]:
     """The cards that lines of `incidents.csv` make, by incident, then by policies.
+
+    Args:
+        rows: the lines.
+        season: in which they were played.
 
     Raises:
         ValueError: an unknown incident, or lines that are not those of its criteria.
     """
     ordered = sorted(rows, key=_card_key)
-    return [_card(key, list(group)) for key, group in groupby(ordered, _card_key)]
+    return [_card(key, list(group), season) for key, group in groupby(ordered, _card_key)]
 
 
 def _card_key(row: CardRow) -> tuple[str, str, str]:
     return (row.incident, row.engine_policy, row.router_policy)
 
 
-def _card(key: tuple[str, str, str], rows: Sequence[CardRow]) -> Card:
-    incident = find_incident(key[0])
+def _card(key: tuple[str, str, str], rows: Sequence[CardRow], season: int) -> Card:
+    incident = find_incident(key[0], season)
     verdicts = []
     for criterion in incident.criteria:
         mine = [row for row in rows if (row.measure, row.limit) == criterion.key]

@@ -12,9 +12,17 @@ from typing import Any, Literal
 import numpy as np
 
 from synergy_gym.evaluation.decision_log import DecisionLog, RecordingSimulator, packed
-from synergy_gym.evaluation.runner import EnginePolicySpec, Result, RouterPolicySpec, evaluate
+from synergy_gym.evaluation.runner import (
+    EnginePolicySpec,
+    Result,
+    RouterPolicySpec,
+    evaluate,
+    windowed,
+)
 from synergy_gym.evaluation.timed import Charge, ChargedSimulator
 from synergy_gym.metrics import latencies, scored, select
+from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.seasons import SEASON
 
 Track = Literal["engine", "router", "joint"]
 """Which layer competes; on the joint track pairs of an engine and a router policy do."""
@@ -89,7 +97,7 @@ CDF_EDGES_S = np.geomspace(1e-3, 1e4, 281)
 class Job:
     """One episode of a table. Policies are names, or objects when played in this process.
 
-    `record` keeps its decisions; it changes nothing in the row.
+    `record` keeps its decisions; it changes nothing in the row. `season` is that of the scenario.
     """
 
     suite: str
@@ -102,6 +110,16 @@ class Job:
     warmup_s: float | None = None
     record: bool = field(default=False, compare=False)
     charge: Charge | None = None
+    season: int = SEASON
+
+    def world(self) -> Scenario:
+        """The scenario, in this job's window.
+
+        Raises:
+            ScenarioError: there is none of that name.
+            ValueError: no scored window is left.
+        """
+        return windowed(load_scenario(self.scenario, self.season), self.warmup_s, self.horizon_s)
 
     @property
     def key(self) -> tuple[str, str, float, int, str, str]:
@@ -156,15 +174,9 @@ def run_job(job: Job) -> JobResult:
         PolicyError, ScenarioError, ValueError: as `evaluate`.
     """
     log = DecisionLog() if job.record else None
-    result = evaluate(
-        job.scenario,
-        *_players(job),
-        job.load,
-        job.seed,
-        horizon_s=job.horizon_s,
-        warmup_s=job.warmup_s,
-        simulator=job_simulator(job, log),
-    )
+    world = job.world()
+    players = _players(job, world)
+    result = evaluate(world, *players, job.load, job.seed, simulator=job_simulator(job, log))
     decisions = None if log is None else packed(log, job.key)
     key = dict(zip(KEY_COLUMNS, job.key, strict=True))
     return JobResult(
@@ -177,14 +189,14 @@ def run_job(job: Job) -> JobResult:
     )
 
 
-def _players(job: Job) -> tuple[EnginePolicySpec, RouterPolicySpec]:
+def _players(job: Job, world: Scenario) -> tuple[EnginePolicySpec, RouterPolicySpec]:
     """The policies of a job; oracles are made for its traffic."""
     given = (job.engine_policy, job.router_policy)
     if ORACLE not in given:
         return given
     from synergy_gym.evaluation.clairvoyant import clairvoyant_pair
 
-    return clairvoyant_pair(job.scenario, *given, job.load, job.seed, job.horizon_s)
+    return clairvoyant_pair(world, *given, job.load, job.seed)
 
 
 def job_simulator(job: Job, log: DecisionLog | None = None) -> Callable[..., Any] | None:

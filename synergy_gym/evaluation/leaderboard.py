@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -205,9 +205,10 @@ def leaderboard_manifest(report: Report, command: str) -> dict[str, Any]:
         for layer, entry in result.policies.items():
             policies[layer].setdefault(result.row[f"{layer}_policy"], entry)
     return {
+        "season": report.suite.season,
         "suite": report.suite.name,
         "description": report.suite.description,
-        "parts": [asdict(part) for part in report.suite.parts],
+        "parts": [part.entry() for part in report.suite.parts],
         "command": command,
         "scenarios": {row["scenario"]: row["scenario_hash"] for row in rows},
         "policies": policies,

@@ -37,6 +37,7 @@ DYNAMICS = (
     "router_table",
     "scenario.py",
     "scenario_schema",
+    "seasons",
     "seeding",
     "sim/",
     "specs",
@@ -82,6 +83,7 @@ def episode_manifest(
     """The inputs of one episode and the software that plays it."""
     given = workload is not None
     return {
+        "season": scenario.season,
         "scenario": scenario.name,
         "scenario_hash": scenario.hash(),
         "engine_policy": policy_entry(engine_policy),

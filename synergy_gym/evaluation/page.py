@@ -97,7 +97,7 @@ def _part_text(part: Part, table: pd.DataFrame, rows: Sequence[Row]) -> list[str
 def _played_text(part: Part, rows: Sequence[Row]) -> str:
     families: dict[str, list[str]] = {}
     for name in part.scenarios:
-        families.setdefault(family_of(name), []).append(name)
+        families.setdefault(family_of(name, part.season), []).append(name)
     scenarios = "; ".join(f"{family}: {', '.join(names)}" for family, names in families.items())
     seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
     window = ""

@@ -44,7 +44,7 @@ class ProgressLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.version = dynamics_hash()
-        self._hashes: dict[str, str] = {}
+        self._hashes: dict[tuple[str, int], str] = {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -116,11 +116,12 @@ class ProgressLog:
         return [json.loads(line) for line in whole]
 
     def _stamp(self, job: Job) -> str:
-        if job.scenario not in self._hashes:
-            self._hashes[job.scenario] = load_scenario(job.scenario).hash()
+        world = (job.scenario, job.season)
+        if world not in self._hashes:
+            self._hashes[world] = load_scenario(*world).hash()
         columns = hashlib.sha256(",".join(COLUMNS).encode()).hexdigest()
         others = [repr(getattr(job, name)) for name in _WORLD]
-        return json.dumps([*job.key, *others, self._hashes[job.scenario], self.version, columns])
+        return json.dumps([*job.key, *others, self._hashes[world], self.version, columns])
 
 
 def decisions_name(key: Sequence[Any]) -> str:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import gymnasium
+
 from synergy_gym.evaluation.jobs import Job, run_job
 from synergy_gym.evaluation.manifest import environment_ids, write_json
 
@@ -38,11 +40,10 @@ class Episode:
         window = f"{self.horizon_s:g} s of {self.scenario} at load {self.load:g}"
         return f"{window}, {self.engine_policy} + {self.router_policy}"
 
-    def played(self) -> dict[str, str]:
-        """Hashes of its log and of its scenario, played on seed 0."""
-        pair = (self.engine_policy, self.router_policy)
-        job = Job("reference", self.scenario, self.load, 0, *pair, self.horizon_s, 0.0)
-        row = run_job(job).row
+    def played(self, season: int) -> dict[str, str]:
+        """Hashes of its log and of its scenario in a season, played on seed 0."""
+        key = ("reference", self.scenario, self.load, 0, self.engine_policy, self.router_policy)
+        row = run_job(Job(*key, self.horizon_s, 0.0, season=season)).row
         return {name: str(row[name]) for name in ("log_hash", "scenario_hash")}
 
 
@@ -74,11 +75,11 @@ Versions = Mapping[str, Mapping[str, Mapping[str, str]]]
 
 
 def played_versions() -> Versions:
-    """The reference episodes, played now."""
-    ids = {name.rpartition("-v")[0]: name for name in environment_ids()}
+    """The reference episodes of every environment id, played now in the season of its version."""
+    seasons = {name: gymnasium.spec(name).kwargs["season"] for name in environment_ids()}
     return {
-        ids[name]: {str(episode): episode.played() for episode in episodes}
-        for name, episodes in EPISODES.items()
+        name: {str(one): one.played(season) for one in EPISODES[name.rpartition("-v")[0]]}
+        for name, season in seasons.items()
     }
 
 

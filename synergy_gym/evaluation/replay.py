@@ -6,8 +6,7 @@ from typing import Any
 
 from synergy_gym.evaluation.decision_log import DecisionLog, DecisionLogError, Replay
 from synergy_gym.evaluation.jobs import Job, episode_row, job_simulator
-from synergy_gym.evaluation.runner import episode_result, windowed
-from synergy_gym.scenario import load_scenario
+from synergy_gym.evaluation.runner import episode_result
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, DONE
@@ -22,7 +21,7 @@ def replayed_row(job: Job, log: DecisionLog) -> dict[str, Any]:
         DecisionLogError: the decisions do not fit this episode.
         ScenarioError, ValueError: the job names a world that does not exist.
     """
-    world = windowed(load_scenario(job.scenario), job.warmup_s, job.horizon_s)
+    world = job.world()
     if len(log.engines) != len(world.engines):
         raise DecisionLogError(
             f"decisions of {len(log.engines)} engines, but {job.scenario} has {len(world.engines)}"

@@ -194,13 +194,13 @@ def _scenario_section(
     if curves is not None:
         charts += [_latency_chart(part, name, curves, figure, marked) for figure in ("ttft", "e2e")]
     table = scenario_table(part, name, chosen, load)
-    return ScenarioSection(name, _description(name), charts, table)
+    return ScenarioSection(name, _description(name, part.season), charts, table)
 
 
-def _description(scenario: str) -> str:
+def _description(scenario: str, season: int) -> str:
     from synergy_gym.scenario import load_scenario
 
-    return load_scenario(scenario).description
+    return load_scenario(scenario, season).description
 
 
 def _attainment_chart(

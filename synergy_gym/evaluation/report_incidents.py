@@ -52,7 +52,7 @@ def board_cards(board: Board) -> list[Card]:
     from synergy_gym.evaluation.incidents import CARDS_FILE, cards, read_cards
 
     path = board.folder / CARDS_FILE
-    return cards(read_cards(path)) if path.is_file() else []
+    return cards(read_cards(path), board.suite.season) if path.is_file() else []
 
 
 def on_trial(card: Card) -> str:

@@ -25,6 +25,7 @@ from synergy_gym.evaluation.statistics import (
 )
 from synergy_gym.evaluation.suites import DEFAULT_ENGINE, DEFAULT_ROUTER, family_of
 from synergy_gym.evaluation.tables import Row, by_competitor, capacities_of, mean_of
+from synergy_gym.seasons import SEASON
 from synergy_gym.types import FloatArray
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ def _bound_table(
     return found if found.size and np.isfinite(found).all() else None
 
 
-def ranking(rows: Sequence[Row], track: Track, bounds: Bounds = NO_BOUNDS) -> pd.DataFrame:
+def ranking(
+    rows: Sequence[Row], track: Track, bounds: Bounds = NO_BOUNDS, *, season: int = SEASON
+) -> pd.DataFrame:
     """Rank the policies (or pairs) that compete on `track` by their score, best first.
 
     Columns: `rank` (equal for ties, see `tied_ranks`), `policy`, `iqm` (the score: interquartile
@@ -127,12 +130,13 @@ def ranking(rows: Sequence[Row], track: Track, bounds: Bounds = NO_BOUNDS) -> pd
         rows: rows of `results.csv`.
         track: who competes.
         bounds: as `evaluation.bounds_file` reads them.
+        season: that of the scenarios, for their families.
     """
     import pandas as pd
 
     table = score_table(rows, track, bounds)
     found = by_competitor(track, [row for row in rows if not is_oracle(row)])
-    entries = [_entry(name, chosen, table, track) for name, chosen in found.items()]
+    entries = [_entry(name, chosen, table, track, season) for name, chosen in found.items()]
     entries.sort(key=lambda entry: (entry["policy"] not in table.of, -_number(entry["iqm"])))
     ranks = tied_ranks([table.of.get(entry["policy"]) for entry in entries])
     return pd.DataFrame(
@@ -167,7 +171,7 @@ def _alike(best: FloatArray, one: FloatArray) -> bool:
     return difference.low <= 0 <= difference.high
 
 
-def _entry(name: str, rows: list[Row], table: ScoreTable, track: Track) -> Row:
+def _entry(name: str, rows: list[Row], table: ScoreTable, track: Track, season: int) -> Row:
     scores = table.of.get(name)
     score = _interval(scores, interquartile_mean)
     mean = _interval(scores)
@@ -181,7 +185,7 @@ def _entry(name: str, rows: list[Row], table: ScoreTable, track: Track) -> Row:
         "low": mean.low,
         "high": mean.high,
         **_gaps(scores, table, track),
-        **_families(rows),
+        **_families(rows, season),
         **_loads(rows),
         "capacity": float(np.mean([capacity.load for capacity in capacities])),
         "capacity_text": mean_capacity(capacities),
@@ -225,12 +229,13 @@ def baseline(track: Track) -> str:
     return competitor(track, row)
 
 
-def _families(rows: Sequence[Row]) -> Row:
+def _families(rows: Sequence[Row], season: int) -> Row:
     """IQM per scenario family, where there are several."""
     groups: dict[str, list[float]] = {}
     for row in rows:
         if row["slo_attainment"] == row["slo_attainment"]:
-            groups.setdefault(family_of(row["scenario"]), []).append(row["slo_attainment"])
+            family = family_of(row["scenario"], season)
+            groups.setdefault(family, []).append(row["slo_attainment"])
     if len(groups) < 2:
         return {}
     return {f"iqm {name}": iqm(groups[name]) for name in sorted(groups)}

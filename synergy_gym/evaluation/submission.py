@@ -30,10 +30,13 @@ from synergy_gym.evaluation.submission_policy import (
 )
 from synergy_gym.evaluation.suites import Part, Suite, find_suite
 
-ACCEPTED = "experiments/leaderboard/submissions"
-"""Where a clone keeps accepted submissions."""
 PLAN_FILE = "plan.json"
 """What is being played, until all of it is; then `manifest.json` says it."""
+
+
+def accepted_folder(season: int) -> str:
+    """Where a clone keeps the accepted submissions of a season."""
+    return f"experiments/leaderboard/season{season}/submissions"
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,13 @@ class Submission:
 
     def command(self) -> str:
         """What plays it again in a clone that holds its folder among the accepted ones."""
-        home = f"{ACCEPTED}/{self.name}"
+        home = f"{accepted_folder(self.suite.season)}/{self.name}"
         arguments = ["synergy-gym", "submit"]
         for entry in self.entries:
             prefix, path, suffix = split_spec(entry.spec)
             spec = f"{prefix}{home}/{path}{suffix}" if entry.own else entry.spec
             arguments += ["--policy", spec]
-        arguments += ["--track", self.track, "--suite", self.suite.name, "--name", self.name]
+        arguments += ["--track", self.track, "--suite", self.suite.label, "--name", self.name]
         return shlex.join([*arguments, "--out", f"again/{self.name}"])
 
     def plan(self) -> dict[str, Any]:
@@ -70,7 +73,7 @@ class Submission:
         return {
             "name": self.name,
             "track": self.track,
-            "suite": self.suite.name,
+            "suite": self.suite.label,
             "policies": {entry.layer: {entry.name: entry.spec} for entry in self.entries},
             "files": policy_hashes(self.folder),
         }
@@ -100,9 +103,9 @@ def prepare(
             f"{len(policies)}; give --policy once for each"
         )
     _check_folder(folder)
-    find_suite(suite).only(track)
+    chosen = find_suite(suite).only(track)
     entries = _adopted(policies, track, folder, name if len(layers) == 1 else "")
-    entered = entry_suite(find_suite(suite), track, [entry.name for entry in entries])
+    entered = entry_suite(chosen, track, [entry.name for entry in entries])
     found = Submission(
         name or "+".join(entry.name for entry in entries), track, entries, entered, folder
     )

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.evaluation.submission import ACCEPTED
+from synergy_gym.evaluation.board import FIRST_SEASON
+from synergy_gym.evaluation.submission import accepted_folder
 from synergy_gym.evaluation.submission_policy import policy_file, split_spec
 from synergy_gym.evaluation.submission_rank import Standing
 from synergy_gym.evaluation.tables import Row
 from synergy_gym.policies.agent_card import summary
 from synergy_gym.policies.agent_file import load_agent
+from synergy_gym.seasons import full_name
 
 CARD_FILE = "card.md"
 BEGIN, END = "<!-- facts:begin -->", "<!-- facts:end -->"
@@ -50,16 +52,21 @@ def card_text(
 
 
 def _shown(manifest: Mapping[str, Any]) -> str:
-    return f"{ACCEPTED}/{manifest['submission']['name']}"
+    home = accepted_folder(manifest.get("season", FIRST_SEASON))
+    return f"{home}/{manifest['submission']['name']}"
 
 
 def _others_text(manifest: Mapping[str, Any]) -> str:
     return (
-        f"Among the committed rows of suite `{manifest['suite']}` (simulated). The score is the "
+        f"Among the committed rows of suite `{_suite(manifest)}` (simulated). The score is the "
         "interquartile mean, over scenario x load x seed, of the share of offered requests that "
         "met every SLO, with its 95 % interval; policies that cannot be told apart share a rank. "
         "Behind the rank are the middle 95 % of the places when whole seeds are drawn again."
     )
+
+
+def _suite(manifest: Mapping[str, Any]) -> str:
+    return full_name(manifest["suite"], manifest.get("season", FIRST_SEASON))
 
 
 def own_specs(manifest: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from synergy_gym.evaluation.board import MANIFEST_FILE, manifest_suite
+from synergy_gym.evaluation.board import MANIFEST_FILE, manifest_season, manifest_suite
 from synergy_gym.evaluation.jobs import TRACK_LAYERS, Track
 from synergy_gym.evaluation.submission import entry_suite
 from synergy_gym.evaluation.submission_card import CARD_FILE, facts_in, facts_text
@@ -86,7 +86,7 @@ def _suite_problems(where: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     entry = manifest["submission"]
     names = [entry["policies"][layer] for layer in TRACK_LAYERS[entry["track"]]]
     try:
-        suite = find_suite(str(manifest.get("suite")))
+        suite = find_suite(str(manifest.get("suite")), manifest_season(manifest, where))
         wanted = entry_suite(suite, entry["track"], names).parts
         given = manifest_suite(manifest, where).parts
     except ValueError as error:
@@ -133,7 +133,7 @@ def _file_problems(folder: Path, files: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: SHA-256 is not the manifest's {digest}; restore the file"
     home = folder / POLICY_FOLDER
     for path in sorted(home.iterdir()) if home.is_dir() and not home.is_symlink() else []:
-        if f"{POLICY_FOLDER}/{path.name}" not in files and path.name != "__pycache__":
+        if f"{POLICY_FOLDER}/{path.name}" not in files:
             yield f"{path}: is not in the manifest; remove it"
 
 

@@ -10,8 +10,12 @@ import hashlib
 import importlib.util
 import re
 import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from synergy_gym.evaluation.submission_source import source_problems
@@ -105,6 +109,43 @@ def spec_in(folder: Path, text: str) -> str:
     """
     prefix, path, suffix = split_spec(text)
     return f"{prefix}{policy_file(folder, path).resolve()}{suffix}"
+
+
+@contextmanager
+def private_copy(folder: Path, files: Mapping[str, str]) -> Iterator[Path]:
+    """A folder with a submission's policies and nothing else, for as long as they run.
+
+    Nothing that lies beside them, such as machine code that numba once kept, runs in their place,
+    and running them leaves nothing in the submission.
+
+    Args:
+        folder: of the submission.
+        files: SHA-256 by relative path, as its manifest has them.
+
+    Raises:
+        ValueError: a file is missing or is not the manifest's.
+    """
+    with TemporaryDirectory(prefix="synergy-gym-") as name:
+        home = Path(name).resolve()
+        (home / POLICY_FOLDER).mkdir()
+        for path, digest in files.items():
+            content = policy_file(folder, path).read_bytes()
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise ValueError(
+                    f"{folder / path}: SHA-256 is not the manifest's; restore the file"
+                )
+            (home / path).write_bytes(content)
+        try:
+            yield home
+        finally:
+            _forget(home)
+
+
+def _forget(folder: Path) -> None:
+    """Unload the modules of a folder that goes away."""
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
+            del sys.modules[name]
 
 
 def split_spec(text: str) -> tuple[str, str, str]:

@@ -19,15 +19,16 @@ from synergy_gym.evaluation.statistics import interquartile_mean
 from synergy_gym.evaluation.suites import Part, Suite, find_suite
 from synergy_gym.evaluation.tables import Row
 from synergy_gym.scenario import load_scenario
+from synergy_gym.seasons import FILES, full_name
 from synergy_gym.types import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BOARDS = Path(synergy_gym.__file__).parent.parent / "experiments" / "leaderboard"
-"""The committed boards, where the package runs from a checkout."""
+"""The committed boards, season by season, where the package runs from a checkout."""
 SUBMISSIONS = "submissions"
-"""Folder of accepted submissions beside the boards."""
+"""Folder of accepted submissions beside the boards of a season."""
 RESAMPLES = 2000
 TOLERANCE = 1e-12
 """Means that differ by less differ by the order of their sum."""
@@ -72,11 +73,20 @@ class Standing:
         )
 
 
+def board_folder(suite: Suite, boards: Path = BOARDS) -> Path:
+    """Where the committed board of a suite lies."""
+    return boards / _season_folder(suite.season) / suite.name
+
+
+def _season_folder(season: int) -> str:
+    return f"season{season}"
+
+
 def committed_rows(suite: str, track: Track, boards: Path = BOARDS, without: str = "") -> list[Row]:
     """Rows of the committed board of a suite, and of accepted submissions on its track.
 
     Args:
-        suite: name of the suite.
+        suite: name of the suite, as `find_suite` takes it.
         track: whose rows.
         boards: folder of the boards.
         without: an accepted submission that is left out, because it is played again.
@@ -84,19 +94,36 @@ def committed_rows(suite: str, track: Track, boards: Path = BOARDS, without: str
     Raises:
         ValueError: there is no such board, or it was played in other worlds than these.
     """
-    folder = boards / suite
-    if not (folder / MANIFEST_FILE).is_file():
-        raise ValueError(
-            f"no committed rows of suite {suite!r} in {boards}; pass --boards with the folder "
-            "experiments/leaderboard of a clone"
-        )
-    parts = find_suite(suite).only(track).parts
+    played = find_suite(suite)
+    folder = committed_board(played, boards)
+    parts = played.only(track).parts
     board = read_board(folder)
     rows = [row for part in parts for row in checked_worlds(part, part.rows(board.rows), folder)]
-    for accepted in _accepted(boards / SUBMISSIONS, suite, track, without):
+    for accepted in _accepted(folder.parent / SUBMISSIONS, played.name, track, without):
         for part in accepted.suite.parts:
             rows += checked_worlds(part, part.rows(accepted.rows), accepted.folder)
     return rows
+
+
+def committed_board(suite: Suite, boards: Path = BOARDS) -> Path:
+    """The folder of the committed board of a suite.
+
+    Raises:
+        ValueError: there is none; names the seasons that have one.
+    """
+    folder = board_folder(suite, boards)
+    if (folder / MANIFEST_FILE).is_file():
+        return folder
+    played = [
+        full_name(suite.name, season)
+        for season in FILES
+        if (boards / _season_folder(season) / suite.name / MANIFEST_FILE).is_file()
+    ]
+    there = f"choose --suite {' or '.join(played)}, or " if played else ""
+    raise ValueError(
+        f"season {suite.season} has no committed rows of suite {suite.name!r} in {boards}; {there}"
+        "pass --boards with the folder experiments/leaderboard of a clone that has them"
+    )
 
 
 def _accepted(folder: Path, suite: str, track: Track, without: str) -> list[Board]:
@@ -116,7 +143,8 @@ def checked_worlds(part: Part, rows: list[Row], folder: Path) -> list[Row]:
         ValueError: a scenario that has changed, or is unknown here.
     """
     window = (part.warmup_s, part.horizon_s)
-    hashes = {name: windowed(load_scenario(name), *window).hash() for name in part.scenarios}
+    worlds = {name: load_scenario(name, part.season) for name in part.scenarios}
+    hashes = {name: windowed(world, *window).hash() for name, world in worlds.items()}
     for row in rows:
         if row["scenario_hash"] != hashes[row["scenario"]]:
             raise ValueError(
@@ -158,7 +186,7 @@ def _cell(track: Track, row: Row) -> tuple[str, float, int, str]:
 
 
 def _standing(part: Part, rows: list[Row], policy: str, bounds: Bounds) -> Standing:
-    table = ranking(rows, part.track, bounds)
+    table = ranking(rows, part.track, bounds, season=part.season)
     own = table[table["policy"] == policy].iloc[0]
     return Standing(
         part=part,

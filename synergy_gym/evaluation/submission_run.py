@@ -24,7 +24,14 @@ from synergy_gym.evaluation.manifest import dynamics_hash, write_json, write_who
 from synergy_gym.evaluation.submission import PLAN_FILE, PlayEntries, Submission, prepare
 from synergy_gym.evaluation.submission_card import CARD_FILE, card_text
 from synergy_gym.evaluation.submission_policy import POLICY_FOLDER, spec_in
-from synergy_gym.evaluation.submission_rank import BOARDS, Standing, committed_rows, standings
+from synergy_gym.evaluation.submission_rank import (
+    BOARDS,
+    Standing,
+    committed_board,
+    committed_rows,
+    standings,
+)
+from synergy_gym.evaluation.suites import find_suite
 from synergy_gym.evaluation.tables import row_key
 from synergy_gym.evaluation.verdicts import Verdict
 
@@ -66,7 +73,7 @@ def submit(
     Args:
         policies: one per competing layer, as `prepare` takes them.
         track: "engine", "router" or "joint".
-        suite: whose cells it plays.
+        suite: whose cells it plays, by name.
         folder: where its files go; an interrupted submission there goes on.
         name: of the submission.
         boards: folder of the committed boards.
@@ -78,10 +85,11 @@ def submit(
         RejectedError: a check failed.
         RuntimeError: episodes failed; names the first, the others are in the manifest.
     """
+    home = committed_board(find_suite(suite), boards)
     submission = prepare(policies, track, suite, folder, name)
     committed = committed_rows(suite, track, boards, submission.name)
     checks = check_policies(submission)
-    _take_bounds(boards / suite, folder)
+    _take_bounds(home, folder)
     board = _played(submission, processes, on_progress)
     found = standings(submission.suite, track, board.rows, committed, board.bounds)
     _finish(submission, board, checks, found)

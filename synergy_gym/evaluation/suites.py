@@ -1,10 +1,15 @@
-"""The leaderboard's suites: which policies meet which scenarios, loads and seeds."""
+"""The leaderboard's suites: which policies meet which scenarios, loads and seeds.
+
+Those of the current season are here, those of an archived one in its file (`synergy_gym.seasons`).
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +21,7 @@ from synergy_gym.evaluation.tables import Row, row_key
 from synergy_gym.evaluation.timed import charge_of
 from synergy_gym.evaluation.timed import decision_times as known_times
 from synergy_gym.scenario import load_scenario
+from synergy_gym.seasons import SEASON, full_name, season_files, split_name
 
 ENGINE_POLICIES: tuple[str, ...] = (
     "vllm-v1",
@@ -114,16 +120,17 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         r"heldout-.*": "held-out",
         r"paper-.*": "paper",
         r"incident-.*": "incident",
-        r".*-refit": "refit",
         r".*": "development",
     }
 )
 """Scenario families: a pattern of names, and the family of the first that matches."""
 
 
-def family_of(scenario: str) -> str:
-    """The family of a scenario; docs/protocol.md says what each is for."""
-    return next(name for pattern, name in FAMILIES.items() if re.fullmatch(pattern, scenario))
+def family_of(scenario: str, season: int = SEASON) -> str:
+    """The family of a scenario of a season; docs/protocol.md says what each is for."""
+    season, name = split_name(scenario, season)
+    families = FAMILIES if season == SEASON else _archive(season)["families"]
+    return next(family for pattern, family in families.items() if re.fullmatch(pattern, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +141,7 @@ class Part:
     `router_policies`, or just `pairs` of (engine policy, router policy) where given. `loads`
     empty means the scenario's own, and `loads_of` names other ones for single scenarios; `seeds`
     counts the scenario's test seeds; `horizon_s` and `warmup_s` shorten the episodes. `oracles`
-    are pairs that are played and shown, but not ranked.
+    are pairs that are played and shown, but not ranked. `season` is that of the scenarios.
     """
 
     track: Track
@@ -148,6 +155,7 @@ class Part:
     pairs: tuple[tuple[str, str], ...] = ()
     loads_of: tuple[tuple[str, tuple[float, ...]], ...] = ()
     oracles: tuple[tuple[str, str], ...] = ()
+    season: int = SEASON
 
     @property
     def title(self) -> str:
@@ -175,7 +183,7 @@ class Part:
         """Every (scenario, load, seed) that is played."""
         own = dict(self.loads_of)
         for name in self.scenarios:
-            scenario = load_scenario(name)
+            scenario = load_scenario(name, self.season)
             seeds = scenario.test_seeds[: self.seeds]
             for load, seed in product(own.get(name) or self.loads or scenario.loads, seeds):
                 yield name, load, seed
@@ -183,7 +191,7 @@ class Part:
     def jobs(self, suite: str) -> Iterator[Job]:
         """The episodes of this part, scenario by scenario."""
         for cell, pair in product(self.cells(), (*self.matchups(), *self.oracles)):
-            yield Job(suite, *cell, *pair, self.horizon_s, self.warmup_s)
+            yield Job(suite, *cell, *pair, self.horizon_s, self.warmup_s, season=self.season)
 
     def keys(self) -> frozenset[tuple[Any, ...]]:
         """The `row_key` of every row that this part asks for."""
@@ -193,6 +201,23 @@ class Part:
         """Those of a suite's rows (results or timings) that this part asked for."""
         keys = self.keys()
         return [row for row in rows if row_key(row) in keys]
+
+    def entry(self) -> dict[str, Any]:
+        """The part as files hold it; they say the season once, for all parts."""
+        return {name: value for name, value in asdict(self).items() if name != "season"}
+
+    @staticmethod
+    def from_entry(entry: Mapping[str, Any], season: int) -> Part:
+        """What `entry` gave, also after a way through JSON.
+
+        Raises:
+            TypeError, AttributeError: the entry has other fields than a part, or is no mapping.
+        """
+        return Part(**{name: _tuples(value) for name, value in entry.items()}, season=season)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +229,16 @@ class Suite:
     parts: tuple[Part, ...]
     decision_s: Mapping[str, Mapping[str, float]] | None = None
     """Timed variant: seconds that a decision costs, by layer and policy (`evaluation/timed.py`)."""
+
+    @property
+    def season(self) -> int:
+        """Whose scenarios its parts play."""
+        return self.parts[0].season if self.parts else SEASON
+
+    @property
+    def label(self) -> str:
+        """What `find_suite` takes: the name, after `season1/` for an archived suite."""
+        return full_name(self.name, self.season)
 
     def jobs(self) -> list[Job]:
         """Every episode once, in the order in which they are started.
@@ -268,13 +303,11 @@ _FULL: dict[str, Any] = {"seeds": 10, "horizon_s": 120.0, "warmup_s": 30.0}
 _FULL_PARTS = (
     Part(
         "engine",
-        (*ENGINE_SCENARIOS, "chat-h100-refit", "summarization-h100-refit", *HELD_OUT_ENGINE),
+        (*ENGINE_SCENARIOS, *HELD_OUT_ENGINE),
         (*ENGINE_POLICIES, *ENGINE_AGENTS),
         (DEFAULT_ROUTER,),
         loads=(0.8, 1.0, 1.2, 1.5),
         loads_of=(
-            ("chat-h100-refit", (1.0, 1.2)),
-            ("summarization-h100-refit", (1.0, 1.2)),
             ("two-class-h100", (0.8, 1.0, 1.2)),
             ("heldout-reasoning-h100", (1.0, 1.2)),
         ),
@@ -283,14 +316,13 @@ _FULL_PARTS = (
     ),
     Part(
         "router",
-        (*ROUTER_SCENARIOS, "flowgpt-8xh100-llama8b-refit", *HELD_OUT_ROUTER),
+        (*ROUTER_SCENARIOS, *HELD_OUT_ROUTER),
         (DEFAULT_ENGINE,),
         (*ROUTER_POLICIES, *ROUTER_AGENTS),
         loads=(0.8, 1.0, 1.2, 1.5),
         loads_of=(
             ("flowgpt-8xh100-llama8b", (0.8, 1.0, 1.2)),
             ("hetero-3", (1.0, 1.5, 2.0, 2.5)),
-            ("flowgpt-8xh100-llama8b-refit", (1.0, 1.2)),
             ("heldout-flowgpt-12xh100", (1.2,)),
             ("heldout-rtxpro-3", (1.5, 2.5)),
             ("paper-coding-8xh100", (1.2,)),
@@ -342,15 +374,46 @@ SUITES: dict[str, Suite] = {
 }
 
 
-def find_suite(name: str) -> Suite:
-    """The suite of that name.
+def list_suites(season: int = SEASON) -> list[Suite]:
+    """The suites of a season.
 
     Raises:
-        ValueError: no such suite; names the ones there are.
+        ValueError: no such season.
     """
-    if name not in SUITES:
-        raise ValueError(f"unknown suite {name!r}; choose one of {', '.join(SUITES)}")
-    return SUITES[name]
+    if season == SEASON:
+        return list(SUITES.values())
+    return [_archived(entry, season) for entry in _archive(season)["suites"]]
+
+
+def find_suite(name: str, season: int = SEASON) -> Suite:
+    """The suite of that name.
+
+    Args:
+        name: plain, or after its season (`season1/full`).
+        season: of a plain name.
+
+    Raises:
+        ValueError: no such suite or season; names the ones there are.
+    """
+    season, plain = split_name(name, season)
+    known = {suite.name: suite for suite in list_suites(season)}
+    if plain not in known:
+        labels = ", ".join(suite.label for suite in known.values())
+        raise ValueError(f"unknown suite {name!r}; choose one of {labels}")
+    return known[plain]
+
+
+@cache  # files of the package
+def _archive(season: int) -> Any:
+    """What an archived season's file says of its suites and families."""
+    path = season_files(season).suites
+    assert path is not None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _archived(entry: Mapping[str, Any], season: int) -> Suite:
+    parts = tuple(Part.from_entry(part, season) for part in entry["parts"])
+    return Suite(entry["suite"], entry["description"], parts)
 
 
 def chosen_suite(
@@ -363,7 +426,7 @@ def chosen_suite(
     """The suite that the command line asks for.
 
     Args:
-        name: a suite's name.
+        name: a suite's name, after `season1/` if it is archived.
         track: only its parts of this track.
         timed: the variant in which decisions take time.
         decision_times: other constants for it, a CSV file.

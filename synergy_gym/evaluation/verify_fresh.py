@@ -28,8 +28,8 @@ import numpy as np
 from synergy_gym.evaluation.board import RESULTS_FILE, Board
 from synergy_gym.evaluation.jobs import Job, pair_label
 from synergy_gym.evaluation.tables import Row, row_key
-from synergy_gym.evaluation.verify_play import Checked, OnProgress, counted_run, player
-from synergy_gym.scenario import load_scenario
+from synergy_gym.evaluation.verify_play import Checked, OnProgress, counted_run, not_run, player
+from synergy_gym.evaluation.verify_versions import decidable
 from synergy_gym.types import FloatArray
 
 FRESH_STREAM = 6
@@ -107,23 +107,24 @@ def check_fresh(
         entropy: of the seeds; drawn when not given.
     """
     entropy = secrets.randbits(64) if entropy is None else entropy
-    play, why_not = player(board, run_code)
-    if play is None:
-        return Checked("fresh-seeds", 0, (), (why_not,))
     seeds = fresh_seeds(FRESH_SEEDS, entropy)
-    pairs = _chosen(board, count, entropy)
-    fresh = _fresh_jobs(board, jobs, pairs, seeds)
-    batch = counted_run(fresh, play, processes, on_progress)
+    rows, left_out = decidable(board)
+    pairs = _chosen(rows, count, entropy)
+    fresh = _fresh_jobs(rows, jobs, pairs, seeds)
+    with player(board, run_code) as play:
+        if play is None:
+            return not_run("fresh-seeds", board)
+        batch = counted_run(fresh, play, processes, on_progress)
     problems = [f"{job}: {text}" for job, text in batch.failures.items()]
     if not problems:
-        rows = [result.row for result in batch.results.values()]
-        problems = _compared(board, pairs, rows, ALARM / max(len(pairs), 1))
-    notes = (f"fresh seeds {seeds}; repeat with --entropy {entropy}",)
+        played = [result.row for result in batch.results.values()]
+        problems = _compared(board, pairs, played, ALARM / max(len(pairs), 1))
+    notes = (f"fresh seeds {seeds}; repeat with --entropy {entropy}", *left_out)
     return Checked("fresh-seeds", len(fresh), tuple(problems), notes)
 
 
-def _chosen(board: Board, count: int | None, entropy: int) -> list[tuple[str, str]]:
-    pairs = sorted({(row["engine_policy"], row["router_policy"]) for row in board.rows})
+def _chosen(rows: Sequence[Row], count: int | None, entropy: int) -> list[tuple[str, str]]:
+    pairs = sorted({(row["engine_policy"], row["router_policy"]) for row in rows})
     if count is None or count >= len(pairs):
         return pairs
     rng = np.random.default_rng([entropy, FRESH_STREAM, 1])
@@ -131,19 +132,20 @@ def _chosen(board: Board, count: int | None, entropy: int) -> list[tuple[str, st
 
 
 def _fresh_jobs(
-    board: Board,
+    rows: Sequence[Row],
     jobs: Mapping[tuple[Any, ...], Job],
     pairs: Sequence[tuple[str, str]],
     seeds: Sequence[int],
 ) -> list[Job]:
     found: dict[Job, None] = {}
-    for row in board.rows:
+    for row in rows:
         if (row["engine_policy"], row["router_policy"]) in pairs:
-            scenario = load_scenario(row["scenario"])
+            job = jobs[row_key(row)]
+            scenario = job.world()
             splits = {*scenario.train_seeds, *scenario.validation_seeds, *scenario.test_seeds}
             assert splits.isdisjoint(seeds), f"{row['scenario']}: a split holds a fresh seed"
             for seed in seeds:
-                found[replace(jobs[row_key(row)], seed=seed, record=False)] = None
+                found[replace(job, seed=seed, record=False)] = None
     return list(found)
 
 

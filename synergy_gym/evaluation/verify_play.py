@@ -2,16 +2,18 @@
 
 - `log`: recorded decisions are carried out again. Only whole numbers and the scenario's own clock
   are in play, so hash and figures must be the same bit for bit on every platform.
-- `policy`: the policies decide again. On the platform that wrote the row (`platform_entry` of
-  the manifest) everything must be the same bit for bit. Elsewhere a last bit of NumPy's arithmetic
-  may turn one decision, after which the episodes part: see `ROW_TOLERANCE`.
+- `policy`: policies decide again, unless their version has risen since. On the platform that wrote
+  the row (`platform_entry` of the manifest) everything must be the same bit for bit. Elsewhere a
+  last bit of NumPy's arithmetic may turn one decision, after which the episodes part: see
+  `ROW_TOLERANCE`.
 - fresh seeds: `evaluation/verify_fresh.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from synergy_gym.evaluation.progress import DECISIONS, decisions_name
 from synergy_gym.evaluation.replay import replayed_row
 from synergy_gym.evaluation.tables import Row, cell, row_key
 from synergy_gym.evaluation.verify_structure import place
+from synergy_gym.evaluation.verify_versions import decidable
 
 ROW_TOLERANCE = 0.05
 """On another platform: how far a row's attainment may be off (docs/verification.md: measured)."""
@@ -98,7 +101,9 @@ def check_log(
     kept = [row for row in board.rows if (home / decisions_name(jobs[row_key(row)].key)).is_file()]
     rows = sampled(kept, count)
     left = len(board.rows) - len(kept)
-    notes = (f"{left} rows have no recorded decisions",) if left else ()
+    _, notes = decidable(board)
+    if left:
+        notes = (f"{left} rows have no recorded decisions", *notes)
     play = partial(_replayed, home)
     results, problems = _played(board, rows, jobs, play, processes, on_progress)
     problems += _compared(board, rows, results, "the recorded decisions give")
@@ -130,38 +135,49 @@ def check_policy(
         on_progress: called with (finished, all, text) after each.
         run_code: run a submission's own code.
     """
-    play, why_not = player(board, run_code)
-    if play is None:
-        return Checked("policy", 0, (), (why_not,))
-    rows = sampled(board.rows, count)
-    results, problems = _played(board, rows, jobs, play, processes, on_progress)
+    rows, notes = decidable(board)
+    rows = sampled(rows, count)
+    with player(board, run_code) as play:
+        if play is None:
+            return not_run("policy", board)
+        results, problems = _played(board, rows, jobs, play, processes, on_progress)
     other = other_platform(board.manifest)
     if not other:
         problems += _compared(board, rows, results, "the policies now give")
-        return Checked("policy", len(rows), tuple(problems))
+        return Checked("policy", len(rows), tuple(problems), notes)
     problems += _near(board, rows, results)
     note = (
         f"played on another platform ({'; '.join(other)}): attainment is compared within "
         f"{ROW_TOLERANCE:g} a row and {MEAN_TOLERANCE:g} in the mean"
     )
-    return Checked("policy", len(rows), tuple(problems), (note,))
+    return Checked("policy", len(rows), tuple(problems), (note, *notes))
 
 
-def player(board: Board, run_code: bool) -> tuple[Play | None, str]:
-    """What plays the board's jobs, or why nothing does."""
+def not_run(level: str, board: Board) -> Checked:
+    """What a level says of a submission whose code may not run."""
+    why = f"{board.folder}: not played: add --run-code to run the submission's own code"
+    return Checked(level, 0, (), (why,))
+
+
+@contextmanager
+def player(board: Board, run_code: bool) -> Iterator[Play | None]:
+    """What plays the board's jobs, while it is needed; `None`: code that may not run."""
     if "submission" not in board.manifest:
-        return run_job, ""
+        yield run_job
+        return
     if not run_code:
-        return None, f"{board.folder}: not played: add --run-code to run the submission's own code"
+        yield None
+        return
     from synergy_gym.evaluation.submission import PlayEntries
-    from synergy_gym.evaluation.submission_policy import Entry, is_registered
+    from synergy_gym.evaluation.submission_policy import Entry, is_registered, private_copy
 
     entries = []
     for layer, name in board.manifest["submission"]["policies"].items():
         spec = board.manifest["policies"][layer][name]["policy"]
         if not is_registered(layer, spec):
             entries.append(Entry(layer, name, spec, True))
-    return PlayEntries(board.folder.resolve(), tuple(entries)), ""
+    with private_copy(board.folder, board.manifest["submission"]["files"]) as home:
+        yield PlayEntries(home, tuple(entries))
 
 
 def other_platform(manifest: Mapping[str, Any]) -> list[str]:

@@ -26,12 +26,12 @@ from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, TRACK_LAYERS, Job
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS, to_record
 from synergy_gym.evaluation.manifest import environment_ids
 from synergy_gym.evaluation.progress import DECISIONS, decisions_name
-from synergy_gym.evaluation.runner import windowed
-from synergy_gym.evaluation.submission_policy import MAKERS, Layer, is_registered
+from synergy_gym.evaluation.submission_policy import Layer, is_registered
 from synergy_gym.evaluation.suites import Suite, find_suite
 from synergy_gym.evaluation.tables import Row, cell, csv_text, row_key
 from synergy_gym.evaluation.verify_figures import figure_problems
-from synergy_gym.scenario import ScenarioError, load_scenario
+from synergy_gym.evaluation.verify_versions import LAYERS, installed_version, registered
+from synergy_gym.scenario import ScenarioError
 
 TIMED = "-timed"
 MOST_MB = 64
@@ -75,7 +75,7 @@ def structure_problems(board: Board) -> tuple[dict[tuple[Any, ...], Job], list[s
     for check in (_form_problems(board), _row_problems(board, jobs), _world_problems(board, jobs)):
         problems += _limited(check)
     problems += _limited(figure_problems(board))
-    problems += _limited(card_problems(board.folder, board.rows))
+    problems += _limited(card_problems(board.folder, board.rows, board.suite.season))
     problems += _limited(_policy_problems(board))
     problems += _limited(_decision_problems(board, list(jobs.values())))
     return jobs, problems
@@ -85,7 +85,7 @@ def expected_suite(board: Board) -> tuple[Suite | None, list[str]]:
     """The suite that a board must have played, and what in its manifest contradicts it."""
     where, name = board.folder / MANIFEST_FILE, board.suite.name
     try:
-        known = find_suite(name.removesuffix(TIMED))
+        known = find_suite(name.removesuffix(TIMED), board.suite.season)
     except ValueError as error:
         return None, [f"{where}: suite: {error}"]
     if name.endswith(TIMED):
@@ -169,8 +169,9 @@ def _file_problems(folder: Path) -> Iterator[str]:
 
 
 def _version_problems(board: Board) -> Iterator[str]:
+    """Whether every environment that the board names, versions included, still exists."""
     where, given = board.folder / MANIFEST_FILE, board.manifest.get("environments")
-    if given != environment_ids():
+    if not isinstance(given, list) or not given or not set(map(str, given)) <= {*environment_ids()}:
         yield (
             f"{where}: environments is {given}, this version has {environment_ids()}; verify with "
             "the version of synergy-gym that wrote the board, or play it again"
@@ -261,7 +262,7 @@ def _world_problems(board: Board, jobs: Mapping[tuple[Any, ...], Job]) -> Iterat
         world = (job.scenario, job.warmup_s, job.horizon_s)
         if world not in hashes:
             try:
-                scenario = windowed(load_scenario(job.scenario), job.warmup_s, job.horizon_s)
+                scenario = job.world()
             except ScenarioError as error:
                 yield f"{place(board, row)}: {error}"
                 continue
@@ -279,27 +280,32 @@ def _world_problems(board: Board, jobs: Mapping[tuple[Any, ...], Job]) -> Iterat
 
 
 def _policy_problems(board: Board) -> Iterator[str]:
-    """Whether every policy of the rows has an entry, of the version that is installed."""
+    """Whether every policy of the rows has an entry, of a version that this one can judge."""
     where = board.folder / MANIFEST_FILE
-    submitted = board.manifest.get("submission", {}).get("policies", {})
-    layers: tuple[Layer, ...] = ("engine", "router")
-    for layer in layers:
-        own = {submitted.get(layer)}
+    if broken := list(_broken_entries(board)):
+        for layer, name in broken:
+            yield f"{where}: policies.{layer} has no whole entry {name!r}; restore it"
+        return
+    for layer, name in registered(board):
+        entry = board.manifest["policies"][layer][name]
+        told = entry.get("version")
+        if entry.get("policy") != name or not is_registered(layer, name):
+            yield f"{where}: policies.{layer}: {name!r} is no registered policy; restore it"
+        elif type(told) is not int or told > installed_version(layer, name):
+            yield (
+                f"{where}: {name} is version {told}, installed is "
+                f"{installed_version(layer, name)}; verify with the version of synergy-gym that "
+                "wrote the board"
+            )
+
+
+def _broken_entries(board: Board) -> Iterator[tuple[Layer, str]]:
+    for layer in LAYERS:
         entries = board.manifest.get("policies", {}).get(layer, {})
         for name in sorted({row[f"{layer}_policy"] for row in board.rows}):
             entry = entries.get(name)
             if not isinstance(entry, dict) or not _HASH.fullmatch(str(entry.get("sha256"))):
-                yield f"{where}: policies.{layer} has no whole entry {name!r}; restore it"
-                continue
-            if name in own or "oracle" in entry.get("information", ()):
-                continue  # oracles are made for an episode
-            if entry.get("policy") != name or not is_registered(layer, name):
-                yield f"{where}: policies.{layer}: {name!r} is no registered policy; restore it"
-            elif entry.get("version") != (version := MAKERS[layer](name).version):
-                yield (
-                    f"{where}: {name} is version {entry.get('version')}, installed is {version}; "
-                    "play its rows again"
-                )
+                yield layer, name
 
 
 def _decision_problems(board: Board, jobs: Sequence[Job]) -> Iterator[str]:

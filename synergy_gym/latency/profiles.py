@@ -1,6 +1,7 @@
 """Latency profiles: measured `StepTerms` per GPU and model, read from strict TOML files.
 
-Each coefficient in `profiles/*.toml` has its source in a comment beside it.
+Each coefficient in `profiles/*.toml` has its source in a comment beside it. An archived season has
+profiles of its own (`synergy_gym.seasons`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import numpy as np
 
 from synergy_gym.latency.profile_schema import ProfileFile, Tier
 from synergy_gym.latency.terms import StepTerms
+from synergy_gym.seasons import SEASON, season_files
 from synergy_gym.strict_toml import read_toml, suggest
-
-FOLDER = Path(__file__).parent / "profiles"
 
 Loop = Literal["async", "sync"]
 """vLLM's asynchronous scheduling (default from 0.14 on), or the step-by-step loop before it."""
@@ -151,30 +151,34 @@ _COMPOSED = {
 }  # fmt: skip
 
 
-def list_profiles() -> list[str]:
-    """Names of the profiles that ship with the package, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+def list_profiles(season: int = SEASON) -> list[str]:
+    """Names of the profiles that ship with the package for a season, sorted."""
+    return sorted(path.stem for path in season_files(season).profiles.glob("*.toml"))
 
 
-def load_profile(name: str | Path) -> Profile:
+def load_profile(name: str | Path, season: int = SEASON) -> Profile:
     """Read a profile by its packaged name or by the path of a TOML file.
+
+    Args:
+        name: a name of `list_profiles(season)`, or a path.
+        season: whose profile of that name.
 
     Raises:
         ProfileError: no such profile, or a malformed file.
     """
-    path = _locate(name)
+    path = _locate(name, season)
     file = read_toml(path, ProfileFile, ProfileError)
     return Profile(path.stem, file.gpu, file.model, file.source, file)
 
 
-def _locate(name: str | Path) -> Path:
+def _locate(name: str | Path, season: int) -> Path:
     if isinstance(name, Path) or name.endswith(".toml"):
         return Path(name)
-    known = list_profiles()
+    known = list_profiles(season)
     if name not in known:
         guess = suggest(name, known)
         cure = f"did you mean {guess!r}?" if guess else f"packaged profiles: {', '.join(known)}"
         raise ProfileError(
             f"no latency profile {name!r}; {cure} (or give the path of a .toml file)"
         )
-    return FOLDER / f"{name}.toml"
+    return season_files(season).profiles / f"{name}.toml"

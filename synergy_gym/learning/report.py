@@ -28,7 +28,7 @@ def write_report(run: Run) -> None:
         {
             "command": run.command,
             "plan": run.plan.to_dict(),
-            "scenario_hashes": {world.name: world.hash() for world in run.plan.worlds},
+            "scenario_hashes": {world.label: world.hash() for world in run.plan.worlds},
             "timesteps": run.progress.timesteps,
             "best_score": run.progress.best,
             "agent_sha256": load_agent(run.agent_path).digest(),

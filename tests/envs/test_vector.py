@@ -331,7 +331,7 @@ def test_made_by_gymnasium(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         envs = gym.make_vec(
-            f"SynergyGym/{name}-v0", num_envs=3, vectorization_mode="vector_entry_point"
+            f"SynergyGym/{name}-v1", num_envs=3, vectorization_mode="vector_entry_point"
         )
     assert isinstance(envs.unwrapped, ServingVectorEnv)
     observations, _ = envs.reset(seed=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +46,13 @@ def write_sample_board(folder: Path, rng: np.random.Generator) -> Suite:
     (folder / "results.csv").write_text(csv_text(rows, COLUMNS))
     (folder / "timings.csv").write_text(csv_text(timings, TIMING_COLUMNS))
     (folder / "latency.csv").write_text(latency_text(sample_latency(rows, rng)))
-    manifest = {"suite": SUITE.name, "description": SUITE.description, "failures": {}}
-    manifest |= {"parts": [asdict(part) for part in SUITE.parts], "command": "none"}
+    manifest = {
+        "season": SUITE.season,
+        "suite": SUITE.name,
+        "description": SUITE.description,
+        "failures": {},
+    }
+    manifest |= {"parts": [part.entry() for part in SUITE.parts], "command": "none"}
     write_json(folder / "manifest.json", manifest)
     write_cards(folder / CARDS_FILE, sample_cards(rng))
     return SUITE

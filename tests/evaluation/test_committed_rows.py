@@ -18,7 +18,7 @@ from synergy_gym.evaluation.reference_episodes import (
 from synergy_gym.evaluation.verify import Options, Verdict, verify
 
 BOARDS = Path(__file__).resolve().parents[2] / "experiments" / "leaderboard"
-QUICK = BOARDS / "quick"
+QUICK = BOARDS / "season1" / "quick"
 FEW = 12
 
 

@@ -29,7 +29,12 @@ from synergy_gym.evaluation.submission_policy import (
     policy_file,
     spec_in,
 )
-from synergy_gym.evaluation.submission_rank import committed_rows, rank_interval
+from synergy_gym.evaluation.submission_rank import (
+    BOARDS,
+    board_folder,
+    committed_rows,
+    rank_interval,
+)
 from synergy_gym.evaluation.submission_run import RejectedError, Submitted, submit
 from synergy_gym.evaluation.submission_source import source_problems
 from synergy_gym.evaluation.suites import SUITES, Part, Suite
@@ -81,7 +86,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         short: dict[str, Any] = {"horizon_s": 20.0, "warmup_s": 5.0}
         sieges = {layer: replace(siege, **short) for layer, siege in conduct.SIEGES.items()}
         patch.setattr(conduct, "SIEGES", sieges)
-        run_leaderboard(TINY, folder / "tiny")
+        run_leaderboard(TINY, board_folder(TINY, folder))
         yield folder
 
 
@@ -329,19 +334,29 @@ def test_a_policy_that_sees_the_future_is_rejected(boards: Path, tmp_path: Path)
 
 
 def test_boards_of_other_worlds_are_refused(boards: Path, tmp_path: Path) -> None:
-    shutil.copytree(boards / "tiny", tmp_path / "tiny")
-    path = tmp_path / "tiny" / "results.csv"
-    digest = next(r for r in read_board(boards / "tiny").rows if r["scenario"] == "hetero-3")
+    home = board_folder(TINY, tmp_path)
+    shutil.copytree(board_folder(TINY, boards), home)
+    path = home / "results.csv"
+    digest = next(r for r in read_board(home).rows if r["scenario"] == "hetero-3")
     write(path, edited(path.read_text(), digest["scenario_hash"], "0" * 64))
     with pytest.raises(ValueError, match="another scenario 'hetero-3'"):
         committed_rows("tiny", "router", tmp_path)
-    with pytest.raises(ValueError, match="no committed rows of suite 'tiny'"):
+    with pytest.raises(ValueError, match="season 2 has no committed rows of suite 'tiny'"):
         committed_rows("tiny", "router", tmp_path / "nowhere")
+    shutil.copytree(BOARDS / "season1" / "quick", tmp_path / "season1" / "quick")
+    with pytest.raises(ValueError, match=r"'quick' in .*; choose --suite season1/quick, or pass"):
+        committed_rows("quick", "router", tmp_path)
+    with pytest.raises(ValueError, match="choose --suite season1/quick"):
+        submit([f"{TEMPLATE}:MyRouter"], "router", "quick", tmp_path / "out", boards=tmp_path)
+    assert not (tmp_path / "out").exists()
+    rows = committed_rows("season1/quick", "router", tmp_path)
+    assert {row["suite"] for row in rows} == {"quick"}
 
 
 def test_accepted_submissions_are_rivals(boards: Path, done: Submitted, tmp_path: Path) -> None:
-    shutil.copytree(boards / "tiny", tmp_path / "tiny")
-    shutil.copytree(done.submission.folder, tmp_path / "submissions" / "my-router")
+    home = board_folder(TINY, tmp_path)
+    shutil.copytree(board_folder(TINY, boards), home)
+    shutil.copytree(done.submission.folder, home.parent / "submissions" / "my-router")
     names = {row["router_policy"] for row in committed_rows("tiny", "router", tmp_path)}
     assert "my-router" in names
     rows = committed_rows("tiny", "router", tmp_path, without="my-router")
@@ -637,6 +652,11 @@ def other_format(manifest: Manifest) -> None:
     manifest["environments"] = [name.replace("-v0", "-v9") for name in manifest["environments"]]
 
 
+def kept_machine_code(folder: Path) -> None:
+    """numba would run it in place of the policy's functions."""
+    write(folder / "policy" / "__pycache__" / "my_router.route-9.py311.nbi", "")
+
+
 def swapped_decisions(folder: Path) -> None:
     """Decisions of one row under the name of another, hashes made to fit."""
     one, other = sorted((folder / "decisions").iterdir())[:2]
@@ -676,6 +696,7 @@ def faster(seconds: str) -> str:
         (swapped_decisions, "holds the decisions of"),
         (change_policy, "SHA-256 is not the manifest's"),
         (link_policy, "symbolic link"),
+        (kept_machine_code, "__pycache__: is not in the manifest"),
     ],
 )
 def test_verify_tells_what_is_wrong(
@@ -689,12 +710,20 @@ def test_verify_tells_what_is_wrong(
 
 
 def test_verify_passes_what_is_right(
-    done: Submitted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Submitted,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "elsewhere"
     shutil.copytree(done.submission.folder, folder)
     assert found_by_verify(folder) == []
+    before = sorted(folder.rglob("*"))
     assert decided_again(folder) == []
+    monkeypatch.delitem(sys.modules, "my_router", raising=False)  # of the submission itself
+    here = Options(("policy", "fresh-seeds"), 1, run_code=True)
+    assert verify(folder, here).problems == []
+    assert sorted(folder.rglob("*")) == before, "running the code leaves nothing behind"
     with pytest.raises(SystemExit) as end:
         main(["verify", str(folder), "--all"])
     out, err = capsys.readouterr()

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from synergy_gym.evaluation.board import read_board
 from synergy_gym.evaluation.jobs import ORACLE
+from synergy_gym.evaluation.submission_rank import board_folder
 from synergy_gym.evaluation.suites import (
     DEFAULT_ENGINE,
     DEFAULT_ROUTER,
     FULL_PAIRS,
     MATRIX_ENGINES,
     MATRIX_ROUTERS,
+    Part,
+    Suite,
     chosen_suite,
     family_of,
     find_suite,
+    list_suites,
 )
 from synergy_gym.policies.agent_file import packaged_agents
 from synergy_gym.policies.registry import engine_policies, router_policies
 from synergy_gym.scenario import list_scenarios, load_scenario
+from synergy_gym.seasons import SEASON
 
 FULL = find_suite("full")
+ARCHIVED = find_suite("season1/full")
 
 
 def test_full_has_one_part_per_track_and_ten_test_seeds() -> None:
@@ -44,12 +53,16 @@ def test_full_has_every_policy_and_trained_agent() -> None:
 
 def test_full_has_every_family_of_its_own() -> None:
     names = {name for part in FULL.parts for name in part.scenarios}
-    assert {family_of(name) for name in names} == {"development", "refit", "held-out", "paper"}
-    assert names >= {name for name in list_scenarios() if name.endswith("-refit")}
+    assert {family_of(name) for name in names} == {"development", "held-out", "paper"}
+    names = {name for part in ARCHIVED.parts for name in part.scenarios}
+    families = {family_of(name, 1) for name in names}
+    assert families == {"development", "refit", "held-out", "paper"}
+    assert names >= {name for name in list_scenarios(1) if name.endswith("-refit")}
 
 
-def test_a_scenario_has_one_window_so_that_rows_are_unique() -> None:
-    jobs = FULL.jobs()
+@pytest.mark.parametrize("suite", [FULL, ARCHIVED], ids=lambda suite: str(suite.label))
+def test_a_scenario_has_one_window_so_that_rows_are_unique(suite: Suite) -> None:
+    jobs = suite.jobs()
     assert len({job.key for job in jobs}) == len(jobs)
 
 
@@ -88,7 +101,8 @@ def test_one_track_of_a_suite() -> None:
     ("name", "family"),
     [
         ("chat-h100", "development"),
-        ("chat-h100-refit", "refit"),
+        ("season1/chat-h100-refit", "refit"),
+        ("season1/heldout-rtxpro-3", "held-out"),
         ("heldout-rtxpro-3", "held-out"),
         ("paper-coder-hetero", "paper"),
         ("incident-hot-prefix", "incident"),
@@ -96,3 +110,32 @@ def test_one_track_of_a_suite() -> None:
 )
 def test_families(name: str, family: str) -> None:
     assert family_of(name) == family
+
+
+def test_archived_suites_are_found_by_their_season() -> None:
+    for suite in list_suites(1):
+        assert suite == find_suite(f"season1/{suite.name}") == find_suite(suite.name, 1)
+        assert suite.label == f"season1/{suite.name}"
+        assert suite.season == 1
+        assert {job.season for job in suite.jobs()} == {1}
+    assert find_suite("full").season == SEASON
+    assert find_suite("full").label == "full"
+    assert chosen_suite("season1/full", "router") == ARCHIVED.only("router")
+    with pytest.raises(ValueError, match=r"'season1/fulll'; choose one of season1/quick, "):
+        find_suite("season1/fulll")
+    with pytest.raises(ValueError, match="no season 9; choose one of 1, 2"):
+        find_suite("season9/full")
+
+
+@pytest.mark.parametrize("suite", [*list_suites(), *list_suites(1)], ids=lambda s: str(s.label))
+def test_a_part_is_read_as_it_was_written(suite: Suite) -> None:
+    for part in suite.parts:
+        entry = json.loads(json.dumps(part.entry()))
+        assert "season" not in entry
+        assert Part.from_entry(entry, part.season) == part
+
+
+@pytest.mark.parametrize("name", ["full", "incidents", "quick"])
+def test_the_committed_boards_of_season_1_are_its_suites(name: str) -> None:
+    board = read_board(board_folder(find_suite(name, 1)))
+    assert board.suite == find_suite(name, 1)

@@ -27,6 +27,8 @@ from synergy_gym.evaluation.timed import Charge
 from synergy_gym.evaluation.verify import Options, boards_in, verify
 from synergy_gym.evaluation.verify_fresh import FIRST_FRESH, fresh_seeds, predicted
 from synergy_gym.evaluation.verify_play import sampled
+from synergy_gym.policies.base import Policy
+from synergy_gym.policies.engine.random_decisions import RandomDecisions
 
 SHORT: dict[str, Any] = {"seeds": 2, "horizon_s": 6.0, "warmup_s": 1.0}
 NAME = "tiny-verify"
@@ -151,6 +153,31 @@ def _unknown_version(board: Path) -> None:
     _edit_manifest(board, lambda m: m.update(environments=["SynergyGym/EngineBatching-v9"]))
 
 
+def _no_environment(board: Path) -> None:
+    _edit_manifest(board, lambda m: m.update(environments=[]))
+
+
+def _other_season(board: Path) -> None:
+    _edit_manifest(board, lambda m: m.update(season=1))
+
+
+def _no_season(board: Path) -> None:
+    """Boards without one are older than seasons, hence of the first."""
+    _edit_manifest(board, lambda m: m.pop("season"))
+
+
+def _unknown_season(board: Path) -> None:
+    _edit_manifest(board, lambda m: m.update(season=9))
+
+
+def _season_in_the_name(board: Path) -> None:
+    _edit_manifest(board, lambda m: m.update(suite="season1/quick"))
+
+
+def _no_policy_version(board: Path) -> None:
+    _edit_manifest(board, lambda m: m["policies"]["engine"]["vllm-v1"].pop("version"))
+
+
 def _other_policy_version(board: Path) -> None:
     _edit_manifest(board, lambda m: m["policies"]["engine"]["vllm-v1"].update(version=9))
 
@@ -259,6 +286,12 @@ DAMAGE: dict[Callable[[Path], None], str] = {
     _twice: "is there twice",
     _other_scenario_hash: "scenario_hash is '0000",
     _unknown_version: r"environments is \['SynergyGym/EngineBatching-v9'\], this version has",
+    _no_environment: r"environments is \[\], this version has",
+    _other_season: "suite: unknown suite 'tiny-verify'; choose one of season1/quick, ",
+    _no_season: "suite: unknown suite 'tiny-verify'; choose one of season1/quick, ",
+    _unknown_season: "season is 9, this version has 1, 2; use the version",
+    _season_in_the_name: "parts: suite 'season1/quick' of this version has no such part",
+    _no_policy_version: "vllm-v1 is version None, installed is 1",
     _other_policy_version: "vllm-v1 is version 9, installed is 1",
     _policy_of_a_file: "'vllm-v1' is no registered policy",
     _unknown_suite: "unknown suite 'mine'",
@@ -319,6 +352,45 @@ def test_elsewhere_scores_are_compared_within_a_tolerance(board: Path) -> None:
     (checked,) = verify(board, Options(("policy",), 2)).checks
     assert any("away; play it again" in text for text in checked.problems)
     assert any("in the mean of 2 rows" in text for text in checked.problems)
+
+
+ALL_LEVELS = Options(("log", "policy", "fresh-seeds"), None, entropy=7)
+
+
+def test_policies_that_have_changed_since_are_not_asked(
+    played: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RandomDecisions, "version", 2)
+
+    def refuse(self: RandomDecisions, engine: object) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(RandomDecisions, "decide", refuse)
+    verdict = verify(played, ALL_LEVELS)
+    assert verdict.problems == []
+    assert [(c.level, c.played) for c in verdict.checks] == [
+        ("log", 10),  # recorded decisions are what they were
+        ("policy", 6),
+        ("fresh-seeds", 9),
+    ]
+    note = "4 rows are not decided again, their policies have changed: random (version 1, now 2)"
+    assert all(note in checked.notes for checked in verdict.checks)
+
+
+def test_a_board_whose_policies_have_all_changed(
+    played: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Policy, "version", 2)
+    verdict = verify(played, ALL_LEVELS)
+    assert verdict.problems == []
+    assert [checked.played for checked in verdict.checks] == [10, 0, 0]
+    assert "10 rows are not decided again" in verdict.checks[1].notes[-1]
+
+
+def test_a_board_names_environments_that_exist(board: Path) -> None:
+    """Later versions of an environment do not make a board wrong."""
+    _edit_manifest(board, lambda m: m.update(environments=["SynergyGym/EngineBatching-v0"]))
+    assert verify(board, REPLAYED).problems == []
 
 
 def _far(row: dict[str, str]) -> None:

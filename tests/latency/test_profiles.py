@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.latency.profiles import FOLDER, ProfileError, list_profiles, load_profile
+from synergy_gym.latency.profiles import ProfileError, list_profiles, load_profile
 from synergy_gym.latency.terms import step_ns
+from synergy_gym.seasons import SEASON, season_files
 
 NAMES = ("2xa6000-llama-3.1-8b", "a100-llama-3.1-8b", "h100-llama-3.1-8b", "h100-qwq-32b")
+PROFILES = season_files(SEASON).profiles
 CONTEXT = 4155
 """Mean context of a decode in the authors' FlowGPT profiling logs."""
 PAIRS = 2551
@@ -33,12 +35,12 @@ def test_all_profiles_load() -> None:
         profile = load_profile(name)
         assert profile.name == name
         assert profile.source
-        assert load_profile(FOLDER / f"{name}.toml") == profile
+        assert load_profile(PROFILES / f"{name}.toml") == profile
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_coefficient_has_its_source_beside_it(name: str) -> None:
-    text = (FOLDER / f"{name}.toml").read_text()
+    text = (PROFILES / f"{name}.toml").read_text()
     keys = tomllib.loads(text)["terms"]
     for key in keys:
         assert re.search(rf"^{key} = \S+ +# \S", text, re.MULTILINE), f"{name}: {key}"

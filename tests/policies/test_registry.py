@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
+import os
+import py_compile
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -210,26 +211,41 @@ def test_registration_refuses_what_cannot_work() -> None:
     assert Plain.name == ""
 
 
-class _Entry:
-    name, value, loaded = "mine", "mine.policies", False
-
-    def load(self) -> None:
-        type(self).loaded = True
-
-
-class _Broken(_Entry):
-    def load(self) -> None:
-        raise ImportError("no mine")
-
-
-def test_plugins_are_loaded_and_broken_ones_are_loud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        importlib.metadata, "entry_points", lambda group: [_Broken(), _Entry()] if group else []
+def _install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution with two plug-ins, one of them broken, on Python's path."""
+    info = folder / "mine-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[synergy_gym.policies]\nbroken = no_such_module\nmine = registry_plug_in\n"
     )
+    (folder / "registry_plug_in.py").write_text("")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "registry_plug_in", raising=False)
     registry.load_all.cache_clear()
-    with pytest.warns(RuntimeWarning, match="'mine'.*no mine"):
+
+
+def test_plug_ins_are_loaded_and_broken_ones_are_loud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(tmp_path / "site", monkeypatch)
+    with pytest.warns(RuntimeWarning, match="'broken'.*No module named 'no_such_module'"):
         assert "vllm-v1" in engine_policies()
-    assert _Entry.loaded
+    assert "registry_plug_in" in sys.modules
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("why", ["not installed", "not wanted"])
+def test_plug_ins_that_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    _install(tmp_path / "site", monkeypatch)
+    if why == "not installed":
+        monkeypatch.chdir(tmp_path / "site")
+    else:
+        monkeypatch.setenv("SYNERGY_GYM_PLUGINS", "0")
+    assert "vllm-v1" in engine_policies()
+    assert "registry_plug_in" not in sys.modules
 
 
 def test_import_is_light() -> None:
@@ -263,6 +279,41 @@ def test_a_policy_file_is_loaded_once(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text(source, encoding="utf-8")
     with pytest.raises(ValueError, match="rename the file"):
         make_router_policy(f"{tmp_path / 'json.py'}:Own")
+
+
+@pytest.mark.parametrize("mode", list(py_compile.PycInvalidationMode))
+def test_a_policy_file_runs_as_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: py_compile.PycInvalidationMode
+) -> None:
+    """Byte code beside it is another program, whatever it says it was made from."""
+    path = tmp_path / f"registry_source_{mode.name.lower()}.py"
+    source = (
+        "from synergy_gym.policies.base import RouterPolicy\n"
+        "class Own(RouterPolicy):\n    decides = 'as it reads'\n"
+    )
+    path.write_text(source.replace("as it reads", "otherwise!!"))
+    code = Path(py_compile.compile(str(path), doraise=True, invalidation_mode=mode) or "")
+    stat = path.stat()
+    path.write_text(source)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    if mode is py_compile.PycInvalidationMode.CHECKED_HASH:
+        head = code.read_bytes()
+        code.write_bytes(head[:8] + importlib.util.source_hash(source.encode()) + head[16:])
+    before = code.read_bytes()
+    policy = make_router_policy(f"{path}:Own")
+    monkeypatch.delitem(sys.modules, path.stem)
+    assert policy.decides == "as it reads"  # type: ignore[attr-defined]
+    assert [file.read_bytes() for file in code.parent.iterdir()] == [before]
+
+
+def test_the_hash_is_of_the_source_that_runs(tmp_path: Path) -> None:
+    path = tmp_path / "registry_edited_policy.py"
+    source = "from synergy_gym.policies.base import RouterPolicy\nclass Own(RouterPolicy): ...\n"
+    path.write_text(source)
+    policy = make_router_policy(f"{path}:Own")
+    before = policy.policy_hash()
+    path.write_text(source + "# edited while it runs\n")
+    assert make_router_policy(f"{path}:Own").policy_hash() == before
 
 
 def test_the_number_of_a_family_is_no_parameter() -> None:
