@@ -147,7 +147,7 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
             Gpu("b200", "b200_sxm", "B200", 148, 8.000e9, FLASH_INFER, _ASSUMED, True),
             Gpu("l40s", "l40s", "L40S", 142, 0.864e9, FLASH_2, _ASSUMED),
             Gpu(
-                "rtxpro6000", "rtx_pro_6000_server", "RTX PRO 6000", 188, 1.792e9, FLASH_2,
+                "rtxpro6000", "rtx_pro_6000_server", "RTX-PRO-6000", 188, 1.792e9, FLASH_2,
                 _ASSUMED,
             ),
         )
