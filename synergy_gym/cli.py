@@ -69,6 +69,7 @@ class Listed(StrEnum):
 
     SCENARIOS = "scenarios"
     POLICIES = "policies"
+    PROFILES = "profiles"
     SUITES = "suites"
     SCENARIOS_1 = "season1/scenarios"
     SUITES_1 = "season1/suites"
@@ -369,13 +370,14 @@ def leaderboard(
 def list_(
     what: Annotated[Listed, typer.Argument(help="What to list.")],
 ) -> None:
-    """List scenarios, policies, suites, environments or traces.
+    """List scenarios, policies, latency profiles, suites, environments or traces.
 
     Those of an archived season are named `season1/NAME` wherever a name goes.
     """
     makers: dict[Listed, Callable[[], Table]] = {
         Listed.SCENARIOS: tables.scenarios,
         Listed.POLICIES: tables.policies,
+        Listed.PROFILES: tables.profiles,
         Listed.SUITES: tables.suites,
         Listed.SCENARIOS_1: partial(tables.scenarios, 1),
         Listed.SUITES_1: partial(tables.suites, 1),

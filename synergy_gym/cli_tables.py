@@ -254,6 +254,18 @@ def scenarios(season: int = SEASON) -> Table:
     return table
 
 
+def profiles() -> Table:
+    """The latency profiles that come with the package, each with how far it was checked."""
+    from synergy_gym.latency.profiles import list_profiles, load_profile
+
+    table = _table("Latency profiles", "name", "model", "engine loop", "checked against", left=4)
+    for name in list_profiles():
+        profile = load_profile(name)
+        loops = " ".join(profile.loops) or "as measured"
+        table.add_row(name, escape(profile.model), loops, profile.tier_label)
+    return table
+
+
 def policies() -> Table:
     """The registered policies of both layers, and the trained agents that come with the package."""
     from synergy_gym.policies.agent_file import packaged_agents

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from synergy_gym.latency.profiles import Loop, load_profile
 from synergy_gym.latency.published import published_model
 from synergy_gym.latency.saturation_terms import SaturationTerms
+from synergy_gym.latency.table_terms import TableTerms, table_terms
 from synergy_gym.latency.terms import StepTerms
 from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
@@ -160,6 +162,10 @@ def workloads(
     )
 
 
+EXPERTS = ((0, 0.5), (8, 2.0), (64, 3.0), (512, 9.0))
+"""Times of a mixture's experts, up to what the largest engine here takes."""
+
+
 @st.composite
 def step_terms(draw: st.DrawFn, *, grid: bool) -> StepTerms:
     """A step-latency model; on the grid every step takes exactly one grid unit."""
@@ -177,6 +183,9 @@ def step_terms(draw: st.DrawFn, *, grid: bool) -> StepTerms:
         noise_sd=draw(st.sampled_from([0.0, 0.05])),
         straggler_probability=draw(st.sampled_from([0.0, 0.1])),
         straggler_factor=3.0,
+        floor_per_token_ms=draw(st.sampled_from([0.0, 0.01])),
+        per_sample_ms=draw(st.sampled_from([0.0, 0.1])),
+        experts_ms=draw(st.sampled_from([(), EXPERTS])),
     )
 
 
@@ -197,6 +206,15 @@ def saturation_terms(draw: st.DrawFn, spec: EngineSpec) -> SaturationTerms:
         max_tokens=spec.max_num_batched_tokens,
         noise_sd=draw(st.sampled_from([0.0, 0.05])),
     )
+
+
+@st.composite
+def table_worlds(draw: st.DrawFn, spec: EngineSpec) -> TableTerms:
+    """Kernel tables with a residual field for `spec`."""
+    profile = load_profile(draw(st.sampled_from(["h100-llama-3.1-8b", "a100-qwen3-30b-a3b"])))
+    loop: Loop = draw(st.sampled_from(["async", "sync"]))
+    draws = draw(st.integers(0, 3))
+    return table_terms(profile, loop, spec.max_num_seqs, spec.max_num_batched_tokens, draws)
 
 
 @st.composite
@@ -258,7 +276,7 @@ def world_events(engines: int) -> st.SearchStrategy[list[Event]]:
 
 @st.composite
 def episodes(draw: st.DrawFn, *, saturation: bool | None = None) -> Episode:
-    """Any episode at all; `saturation` fixes whether T(B,S) times the steps."""
+    """Any episode at all; `saturation` fixes whether T(B,S) times the steps, or terms."""
     count = draw(st.sampled_from([1, 1, 2, 3]))
     priority = draw(st.integers(0, 4)) == 4
     caching = draw(st.booleans())
@@ -267,8 +285,9 @@ def episodes(draw: st.DrawFn, *, saturation: bool | None = None) -> Episode:
     specs = tuple(draw(engine_specs(i, size, caching, priority)) for i in range(count))
     closed = draw(st.integers(0, 3)) == 3
     terms = draw(step_terms(grid=grid))
-    tabled = draw(st.integers(0, 3)) == 3 if saturation is None else saturation
-    worlds = [draw(saturation_terms(spec)) if tabled else terms for spec in specs]
+    kind = draw(st.integers(0, 4)) if saturation is None else 3 * saturation
+    tables = {3: saturation_terms, 4: table_worlds}
+    worlds = [draw(tables[kind](spec)) if kind in tables else terms for spec in specs]
     seed = draw(SEEDS)
     arguments = {
         "engines": specs,

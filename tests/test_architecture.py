@@ -50,7 +50,12 @@ ARROWS: dict[str, set[str]] = {
 
 # Modules of `latency` that make the simulator's world. The others hold what policies believe: the
 # published step models and those that are learned, whose forms must not follow a change of a clock.
-CLOCKS = {"fitting", "profile_writer", "profiles", "saturation_terms", "terms"}
+CLOCKS = {
+    *("fitting", "profile_schema", "profile_writer", "profiles"),
+    *("saturation_terms", "table_terms", "terms", "grids"),
+    *(f"kernels.{n}" for n in ("engine", "errors", "fit", "hardware", "make")),
+    *(f"kernels.{n}" for n in ("shape", "step", "tables")),
+}
 
 # Libraries that no module may load when it is imported, and the rooms that are excused.
 LAZY = {
@@ -68,6 +73,8 @@ LAZY = {
     "prometheus_client": set(),
     "matplotlib": {"evaluation"},
     "pandas": {"evaluation"},
+    "pyarrow": set(),
+    "aiconfigurator_core": set(),
     "pettingzoo": {"envs.pettingzoo"},  # subclasses its environments; loaded by who asks for it
     "optuna": set(),
 }

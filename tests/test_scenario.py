@@ -262,12 +262,16 @@ engine = "h100"
         ),
         (r"^memory_utilization = .*", "memory_utilization = 1.2", r"kv.memory_utilization: is 1.2"),
         (
-            r"^validation = .*",
+            r"^validation = \[[^]]*\]",
             "validation = [1000]",
             r"seeds.validation: seed 1000 stands in train too",
         ),
-        (r"^validation = .*", "validation = [5, 5]", r"seeds.validation: seed 5 stands twice"),
-        (r"^validation = .*", "validation = [-5]", "seeds.*seed -5 is negative"),
+        (
+            r"^validation = \[[^]]*\]",
+            "validation = [5, 5]",
+            r"seeds.validation: seed 5 stands twice",
+        ),
+        (r"^validation = \[[^]]*\]", "validation = [-5]", "seeds.*seed -5 is negative"),
         (r"^test = .*", "test = [1, 2, 3]", "seeds.test: .*at least 10"),
         (r"^test = .*", "tset = [1, 2, 3]", "seeds.tset: unknown key; use `test`"),
         (r"^\[traffic\]", "[trafic]", r"trafic: unknown key; use `traffic`"),
@@ -382,7 +386,9 @@ def test_the_forms_of_the_saturation_clock() -> None:
     assert six.terms[0].model.form == "six"  # type: ignore[union-attr]
     with pytest.raises(ScenarioError, match="cluster@saturation-six: engine 'a100': no 'six'"):
         load_scenario("smoke-cluster@saturation-six")
-    with pytest.raises(ScenarioError, match="smoke: no clock 'wall'; choose one of measured, sat"):
+    with pytest.raises(
+        ScenarioError, match="smoke: no clock 'wall'; choose one of measured, async, sync, table"
+    ):
         load_scenario("smoke@wall")
     with pytest.raises(ScenarioError, match="did you mean 'smoke'"):
         load_scenario("smok@saturation")

@@ -132,6 +132,22 @@ def _bracket(attains: Callable[[float], bool], start: float, limit: float) -> tu
     )
 
 
+def attainments(
+    scenario: ScenarioSpec,
+    engine_policy: EnginePolicySpec,
+    router_policy: RouterPolicySpec,
+    load: float,
+    seeds: Sequence[int],
+) -> list[float]:
+    """SLO attainment of each seed at one load."""
+    world = resolve_scenario(scenario)
+    scores = [
+        evaluate(world, engine_policy, router_policy, load, seed, record_itl=False).summary
+        for seed in seeds
+    ]
+    return [float(score["slo_attainment"]) for score in scores]
+
+
 def mean_attainment(
     scenario: ScenarioSpec,
     engine_policy: EnginePolicySpec,
@@ -140,12 +156,7 @@ def mean_attainment(
     seeds: Sequence[int],
 ) -> float:
     """Mean SLO attainment over the seeds at one load."""
-    world = resolve_scenario(scenario)
-    scores = [
-        evaluate(world, engine_policy, router_policy, load, seed, record_itl=False).summary
-        for seed in seeds
-    ]
-    return float(np.mean([score["slo_attainment"] for score in scores]))
+    return float(np.mean(attainments(scenario, engine_policy, router_policy, load, seeds)))
 
 
 def find_capacity(
@@ -186,13 +197,18 @@ def find_capacity(
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The rate that a scenario should call load 1.0, and how it was found."""
+    """The rate that a scenario should call load 1.0, and how it was found.
+
+    `attainment` is the mean over the seeds at that rate, `lowest` and `highest` those of one.
+    """
 
     scenario: str
     rate_rps: float
     attainment: float
     seeds: tuple[int, ...]
     target: float
+    lowest: float
+    highest: float
 
     @property
     def command(self) -> str:
@@ -204,9 +220,17 @@ class Calibration:
         """The text for the scenario's `rate_source`."""
         return (
             f"`{self.command}`: {CALIBRATION_ENGINE} + {CALIBRATION_ROUTER} attain "
-            f"{self.attainment:.3f} (target {self.target:g}) as the mean of seeds "
-            f"{', '.join(map(str, self.seeds))}"
+            f"{self.attainment:.3f} (target {self.target:g}) as the mean of {_listed(self.seeds)}; "
+            f"single seeds {self.lowest:.3f} to {self.highest:.3f}"
         )
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    """Seeds as a range where they are one."""
+    first, last = seeds[0], seeds[-1]
+    if len(seeds) > 2 and list(seeds) == list(range(first, last + 1)):
+        return f"seeds {first} to {last}"
+    return f"seeds {', '.join(map(str, seeds))}"
 
 
 def calibrate_rate(
@@ -245,7 +269,10 @@ def calibrate_rate(
 
     rate, _ = highest_load(attainment, target=target, start=world.rate_rps, tolerance=tolerance)
     rounded = _floor(rate)
-    return Calibration(world.name, rounded, attainment(rounded), chosen, target)
+    load = rounded / world.rate_rps
+    each = attainments(world, CALIBRATION_ENGINE, CALIBRATION_ROUTER, load, chosen)
+    mean = float(np.mean(each))
+    return Calibration(world.label, rounded, mean, chosen, target, min(each), max(each))
 
 
 def _floor(rate: float) -> float:

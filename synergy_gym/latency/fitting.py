@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -207,8 +208,9 @@ def with_noise(terms: Mapping[str, float], steps: StepColumns) -> StepTerms:
     factor = float(slow.mean() / core.mean()) if len(slow) else 1.0
     total = float(steps.step_ms.sum() / predict_ms(terms, steps).sum())
     scale = total / (1 + share * (factor - 1))
+    values: dict[str, Any] = {name: value * scale for name, value in terms.items()}
     return StepTerms(
-        **{name: value * scale for name, value in terms.items()},
+        **values,
         noise_sd=min(float(core.std() / core.mean()), MAX_NOISE_SD),
         straggler_probability=share,
         straggler_factor=factor,

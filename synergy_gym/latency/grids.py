@@ -51,21 +51,14 @@ def curve(knots: Sequence[tuple[int, float]], per_ms: int, last: int) -> IntArra
         per_ms: units of the result in a millisecond.
         last: largest number of tokens; beyond the last knot the last slope goes on.
     """
-    x = [int(tokens) for tokens, _ in knots]
-    y = [round(ms * per_ms) for _, ms in knots]
-    found = np.empty(last + 1, np.int64)
-    at = 0
-    for tokens in range(last + 1):
-        while at + 2 < len(x) and tokens >= x[at + 1]:
-            at += 1
-        found[tokens] = _on_line(x, y, at, tokens)
-    return found
-
-
-def _on_line(x: list[int], y: list[int], at: int, tokens: int) -> int:
-    if tokens <= x[0] or len(x) == 1:
-        return y[0]
-    return max(y[at] + (y[at + 1] - y[at]) * (tokens - x[at]) // (x[at + 1] - x[at]), 0)
+    x = np.array([tokens for tokens, _ in knots], np.int64)
+    y = np.array([round(ms * per_ms) for _, ms in knots], np.int64)
+    if len(x) == 1:
+        return np.full(last + 1, y[0])
+    tokens = np.arange(last + 1)
+    at = np.clip(np.searchsorted(x, tokens, side="right") - 1, 0, len(x) - 2)
+    run, rise = np.diff(x)[at], np.diff(y)[at]
+    return np.maximum(y[at] + rise * np.maximum(tokens - x[at], 0) // run, 0)
 
 
 def log2_floor(value: int, most: int) -> int:

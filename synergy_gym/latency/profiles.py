@@ -142,7 +142,8 @@ class Profile:
         if self.file.experts is None:
             return ()
         knots = self.file.experts.knots
-        busy = float(np.interp(BUSY_EXPERTS, *zip(*knots, strict=True)))
+        tokens, times = zip(*knots, strict=True)
+        busy = float(np.interp(BUSY_EXPERTS, tokens, times))
         return tuple((n, ms + max(ms - busy, 0.0) * (factor - 1)) for n, ms in knots)
 
 
@@ -177,7 +178,7 @@ def _locate(name: str | Path, season: int) -> Path:
     known = list_profiles(season)
     if name not in known:
         guess = suggest(name, known)
-        cure = f"did you mean {guess!r}?" if guess else f"packaged profiles: {', '.join(known)}"
+        cure = f"did you mean {guess!r}?" if guess else "`synergy-gym list profiles` shows all"
         raise ProfileError(
             f"no latency profile {name!r}; {cure} (or give the path of a .toml file)"
         )

@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ from synergy_gym.latency.terms import NOISE, SLOW, STRAGGLER_P, UNIT, StepTerms,
 from synergy_gym.types import ADVERT_TERMS, StepReport
 
 H100, A6000 = "h100-llama-3.1-8b", "2xa6000-llama-3.1-8b"
+OWN_FORM = list_profiles(season=1)
+"""Clocks of exactly the terms that the model has; later ones have terms that it lacks."""
+LATER = [name for name in list_profiles() if not name.startswith("cpu-")]
 THROTTLED = round(UNIT / 0.7)
 
 
@@ -95,10 +99,9 @@ def clock_ms(clock: np.ndarray, step: StepFeatures, number: int = 0) -> float:
     return ns / 1e6
 
 
-def world(profile: str, rng: np.random.Generator, **changes: float) -> World:
-    terms = load_profile(profile).terms
-    values = {name: getattr(terms, name) for name in StepTerms.__slots__} | changes
-    return World(StepTerms(**values), int(rng.integers(2**40)), rng)
+def world(profile: str, rng: np.random.Generator, season: int = 1, **changes: float) -> World:
+    terms = replace(load_profile(profile, season).terms, **changes)  # type: ignore[arg-type]
+    return World(terms, int(rng.integers(2**40)), rng)
 
 
 def prior_of(terms: StepTerms) -> tuple[float, ...]:
@@ -192,7 +195,7 @@ class Plain:
 @given(seed=st.integers(0, 2**32 - 1), speed=st.floats(0.3, 3), memory=st.floats(20, 5000))
 def test_the_kernel_equals_the_numpy_version(seed: int, speed: float, memory: float) -> None:
     rng = np.random.default_rng(seed)
-    engine = world(str(rng.choice(list_profiles())), rng)
+    engine = world(str(rng.choice(OWN_FORM)), rng)
     model = ContextAwareModel(settings=ContextSettings(memory_steps=memory))
     plain = Plain(model)
     n = rls.NUM_TERMS
@@ -213,10 +216,10 @@ def test_the_kernel_equals_the_numpy_version(seed: int, speed: float, memory: fl
 # --- what it learns ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", list_profiles())
+@pytest.mark.parametrize("profile", OWN_FORM)
 def test_the_clock_as_prior_is_predicted_exactly(profile: str, rng: np.random.Generator) -> None:
     """Within 6 % where a floor is left after so many sequences: the model's has tokens only."""
-    terms = load_profile(profile).terms
+    terms = load_profile(profile, season=1).terms
     floored = terms.floor_ms > terms.base_ms and terms.per_sequence_ms > 0
     rel = 0.06 if floored else 1e-6
     engine, model = World(terms, 0, rng), ContextAwareModel(prior_of(terms))
@@ -234,24 +237,39 @@ class Convergence(NamedTuple):
     noise: float
 
 
-def converge(profile: str, rng: np.random.Generator) -> Convergence:
-    engine, model = world(profile, rng), ContextAwareModel()
+def converge(profile: str, rng: np.random.Generator, season: int) -> Convergence:
+    engine, model = world(profile, rng, season), ContextAwareModel()
     first = engine.errors(model, 200)[50:].mean()
     engine.errors(model, 1500)
     steps = [random_step(rng) for _ in range(500)]
     truth = np.array([engine.truth_ms(step) for step in steps])
     error = np.array([model.predict_ms(step) for step in steps]) / truth - 1
-    noise = load_profile(profile).terms.noise_sd
+    noise = load_profile(profile, season).terms.noise_sd
     return Convergence(first, float(np.abs(error).mean()), model.noise_sd / noise)
 
 
-@pytest.mark.parametrize("profile", [p for p in list_profiles() if not p.startswith("cpu-")])
-def test_it_converges_from_an_unknown_engine(profile: str, rng: np.random.Generator) -> None:
+def typical(profile: str, rng: np.random.Generator, season: int) -> Convergence:
     """The median of five engines: about one in 150 is taken for a changed one and begins again."""
-    first, last, noise = np.median([converge(profile, rng) for _ in range(5)], axis=0)
-    assert first <= 0.05
-    assert last <= 0.02
-    assert noise == pytest.approx(1, rel=0.3)
+    return Convergence(*np.median([converge(profile, rng, season) for _ in range(5)], axis=0))
+
+
+@pytest.mark.parametrize("profile", [p for p in OWN_FORM if not p.startswith("cpu-")])
+def test_it_converges_from_an_unknown_engine(profile: str, rng: np.random.Generator) -> None:
+    found = typical(profile, rng, season=1)
+    assert found.first <= 0.05
+    assert found.last <= 0.02
+    assert found.noise == pytest.approx(1, rel=0.3)
+
+
+@pytest.mark.parametrize("profile", LATER)
+def test_how_well_it_follows_a_clock_of_another_form(
+    profile: str, rng: np.random.Generator
+) -> None:
+    """The slope below the floor costs it up to 3 %, experts of a mixture up to 14 %."""
+    mixture = bool(load_profile(profile).terms.experts_ms)
+    found = typical(profile, rng, season=2)
+    assert found.last <= (0.14 if mixture else 0.03)
+    assert (found.last > 0.03) == mixture  # the form does matter
 
 
 def test_it_learns_where_a_small_step_stops_being_constant(rng: np.random.Generator) -> None:
@@ -280,12 +298,13 @@ def test_the_advert_is_the_clock(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("coverage", [0.5, 0.9, 0.99])
 def test_intervals_cover_what_they_promise(coverage: float, rng: np.random.Generator) -> None:
-    engine, model = world(H100, rng), ContextAwareModel()
-    engine.errors(model, 300)
     inside = []
-    for step, ms in engine.teach(model, 3000):
-        low, high = model.interval_ms(step, coverage)
-        inside.append(low <= ms <= high)
+    for _ in range(5):  # one engine in some hundred takes its noise for too large
+        engine, model = world(H100, rng), ContextAwareModel()
+        engine.errors(model, 300)
+        for step, ms in engine.teach(model, 1000):
+            low, high = model.interval_ms(step, coverage)
+            inside.append(low <= ms <= high)
     assert np.mean(inside) == pytest.approx(coverage, abs=0.03 if coverage < 0.99 else 0.008)
 
 

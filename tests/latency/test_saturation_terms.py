@@ -68,14 +68,15 @@ def test_the_floor_bounds_a_step() -> None:
     assert plain_ns(terms_of(fast).clock(), 8, 256) == 100_000
 
 
-PUBLISHED_SHA256 = "144e518019d4fdab84d7387aea9fa378ae0e9ee3d19704def952d21c33d1843a"
+PUBLISHED_SHA256 = "512827e01347833a94e423ac290c711eb9cb394ea48ca7e04108f7b8e931f57d"
 
 
 def test_tables_are_the_same_everywhere() -> None:
     """`decimal` rounds correctly; a platform that disagrees would play other episodes."""
     digest = hashlib.sha256()
     for engine, form in sorted(PUBLISHED, key=lambda key: (ENGINES.index(key[0]), key[1])):
-        digest.update(terms_of(PUBLISHED[engine, form]).clock(7).astype("<i8").tobytes())
+        tables = terms_of(PUBLISHED[engine, form]).clock(7)[CLOCK_SIZE:]
+        digest.update(tables.astype("<i8").tobytes())
     assert digest.hexdigest() == PUBLISHED_SHA256
 
 

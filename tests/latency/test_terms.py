@@ -1,5 +1,8 @@
 """The clock: compiled and plain versions agree, and it behaves like an engine."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,11 +12,14 @@ from synergy_gym.latency.terms import (
     CLOCK_SIZE,
     FLOOR_NS,
     SLOW,
+    TABLES,
     UNIT,
     StepTerms,
+    check_reach,
     step_ns,
     step_ns_kernel,
 )
+from synergy_gym.types import EngineSpec
 
 TERMS = StepTerms(
     base_ms=9.4,
@@ -44,7 +50,20 @@ def _terms() -> st.SearchStrategy[StepTerms]:
         noise_sd=st.floats(0, 0.25),
         straggler_probability=st.floats(0, 1),
         straggler_factor=st.floats(1, 10),
+        floor_per_token_ms=small,
+        per_sample_ms=st.floats(0, 1),
+        experts_ms=_experts(),
     )
+
+
+@st.composite
+def _experts(draw: st.DrawFn) -> tuple[tuple[int, float], ...]:
+    """None, or knots up to the 8,192 tokens of `_features` whose times do not fall."""
+    tokens = draw(st.lists(st.integers(0, 8191), max_size=6, unique=True))
+    if not tokens:
+        return ()
+    times = draw(st.lists(st.floats(0, 500), min_size=len(tokens) + 1, max_size=len(tokens) + 1))
+    return tuple(zip([*sorted(tokens), 8192], sorted(times), strict=True))
 
 
 def _features() -> st.SearchStrategy[tuple[int, ...]]:
@@ -69,7 +88,9 @@ def test_kernel_equals_python(
     clock[SLOW] = round(slow * UNIT)
     expected = step_ns(clock, *features)
     assert step_ns_kernel(clock, 0, *features) == expected
+    # In an arena the head lies elsewhere, and positions of tables are those in the arena.
     shifted = np.concatenate([np.full(5, -7), clock])
+    shifted[[5 + at for at in TABLES if clock[at]]] += 5
     assert step_ns_kernel(shifted, 5, *features) == expected
     assert expected >= 1
 
@@ -82,6 +103,7 @@ def test_more_work_never_takes_less_time(
     clock = terms.clock(3)
     more = list(features)
     more[which] = 1 if which >= 6 else more[which] + extra
+    more[2] = min(more[2], 8192)  # the experts' table ends there
     assert step_ns(clock, *more) >= step_ns(clock, *features)
 
 
@@ -94,6 +116,46 @@ def test_formula() -> None:
     linear = 9.4 + 0.05 + 0.1 * 516
     context = 1.3e-4 * 8000 + 2.6e-6 * pairs + 3e-4 * 1000 + 0.2 + 2.4e-4 * 8000
     assert step_ns(clock, 0, 5, 516, 8000, pairs, 1000, 1, 1) == int((linear + context) * 1e6)
+
+
+def test_the_floor_has_a_slope_of_its_own() -> None:
+    clock = replace(TERMS, per_sequence_ms=0.0, floor_per_token_ms=0.01).clock()
+    # 13.8 + 0.01 S against 9.4 + 0.1 S: they cross between 48 and 49 tokens.
+    assert step_ns(clock, 0, 1, 48, 0, 0, 0, 0, 0) == 14_280_000
+    assert step_ns(clock, 0, 1, 49, 0, 0, 0, 0, 0) == 14_300_000
+
+
+def test_the_sampler_comes_on_top_of_the_floor() -> None:
+    clock = replace(TERMS, per_sample_ms=0.5).clock()
+    assert step_ns(clock, 0, 4, 4, 0, 0, 0, 0, 0) == 13_800_000 + 2_000_000
+
+
+def test_experts_are_a_table() -> None:
+    clock = StepTerms(base_ms=1.0, experts_ms=((0, 2.0), (64, 10.0), (512, 12.0))).clock()
+
+    def experts_ns(tokens: int) -> int:
+        return step_ns(clock, 0, 1, tokens, 0, 0, 0, 0, 0) - 1_000_000
+
+    assert [experts_ns(n) for n in (0, 32, 64, 288, 512)] == [
+        2_000_000, 6_000_000, 10_000_000, 11_000_000, 12_000_000
+    ]  # fmt: skip
+
+
+def test_an_engine_beyond_the_experts_table_is_refused() -> None:
+    clock = StepTerms(base_ms=1.0, experts_ms=((0, 2.0), (512, 12.0))).clock()
+    fits = EngineSpec("e", "1xG", "m", "p", 8, 512, 8192, 1000)
+    check_reach(clock, fits)
+    with pytest.raises(ValueError, match=r"'e': max_num_batched_tokens is 513.*ends at 512"):
+        check_reach(clock, replace(fits, max_num_batched_tokens=513))
+
+
+@given(_terms(), st.floats(0.1, 10))
+def test_a_slower_engine_takes_longer_for_everything(terms: StepTerms, factor: float) -> None:
+    plain = replace(terms, noise_sd=0.0, straggler_probability=0.0)
+    one, slow = plain.clock(), plain.scaled(factor).clock()
+    for features in ((0, 1, 1, 500, 0, 0, 0, 0), (0, 40, 900, 80_000, 10**6, 512, 1, 1)):
+        expected = step_ns(one, *features) * factor
+        assert step_ns(slow, *features) == pytest.approx(expected, rel=1e-6, abs=20)
 
 
 def test_noise_has_mean_one_and_its_standard_deviation() -> None:
@@ -141,9 +203,12 @@ def test_clock_vector() -> None:
         ("floor_ms", float("inf"), "must be finite and >= 0"),
         ("noise_sd", 0.3, "above 0.25"),
         ("straggler_probability", 1.5, "use 0..1"),
+        ("floor_per_token_ms", -1.0, "must be finite and >= 0"),
+        ("experts_ms", ((5, 1.0), (5, 2.0)), "must be >= 0 and increase"),
+        ("experts_ms", ((0, float("nan")),), "times must be finite"),
     ],
 )
-def test_bad_terms_are_refused(name: str, value: float, cure: str) -> None:
+def test_bad_terms_are_refused(name: str, value: Any, cure: str) -> None:
     with pytest.raises(ValueError, match=cure) as caught:
         StepTerms(**{"base_ms": 1.0, name: value})
     assert name in str(caught.value)

@@ -112,8 +112,8 @@ def works() -> Iterator[tuple[str, Work]]:
             for tokens in _MIXED_TOKENS:
                 for history in (0, 2048):
                     if tokens - decodes >= 16 and decodes * each <= MOST_CONTEXT:
-                        chunk = (tokens - decodes, history)
-                        yield "mixed", Work(decodes, decodes * each, (chunk,))
+                        beside = (tokens - decodes, history)
+                        yield "mixed", Work(decodes, decodes * each, (beside,))
 
 
 def timed_steps(kernels: StepKernels) -> Steps:
@@ -185,9 +185,9 @@ def _start(steps: Steps) -> FloatArray:
     rest = steps.step_ms - steps.experts_ms
     decode, prefill = steps.of_kind("decode"), steps.of_kind("prefill")
     floor = float(rest[decode].min())
-    large = prefill & (steps.features[:, 1] >= 2048)
+    large = np.logical_and(prefill, steps.features[:, 1] >= 2048)
     token = float(np.median(rest[large] / steps.features[large, 1]))
-    busy = decode & (steps.features[:, 2] >= 100_000)
+    busy = np.logical_and(decode, steps.features[:, 2] >= 100_000)
     context = float(np.median((rest[busy] - floor) / steps.features[busy, 2]))
     context = max(context, 1e-7)
     pair = token * 5e-5
@@ -211,14 +211,14 @@ def _search(
     roots, target = np.sqrt(weights), np.log(steps.step_ms)
 
     def errors(scaled: FloatArray) -> FloatArray:
-        return roots * (np.log(predicted_ms(scaled * scale, steps)) - target)
+        return np.asarray(roots * (np.log(predicted_ms(scaled * scale, steps)) - target))
 
     def slopes(scaled: FloatArray) -> FloatArray:
         return roots[:, None] * _slopes(scaled * scale, steps) * scale
 
     inside = np.maximum(start, 1e-9)
     found = least_squares(errors, inside, slopes, bounds=(0, np.inf), x_scale=1.0, max_nfev=200)
-    return found.x, float(found.cost)
+    return np.asarray(found.x), float(found.cost)
 
 
 def _slopes(terms: FloatArray, steps: Steps) -> FloatArray:

@@ -152,8 +152,8 @@ def _terms(fit: Fit) -> Iterator[str]:
     yield ""
     yield "[terms]  # the GPU's part; fitted on kernel sums"
     for name, value in fit.terms.items():
-        low, high = (_number(v) for v in fit.ranges[name])
-        yield f"{name} = {_number(value)}  # {_MEANING[name]} ({low} to {high})"
+        least, most = (_number(v) for v in fit.ranges[name])
+        yield f"{name} = {_number(value)}  # {_MEANING[name]} ({least} to {most})"
     yield f"noise_sd = {NOISE_SD}  # as measured on an H100 (3.4 %)"
     yield ""
     yield "[ranges]  # 95 %, bootstrap over the steps"

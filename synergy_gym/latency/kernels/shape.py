@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from synergy_gym.latency.kernels.errors import ClockError
 
@@ -15,6 +15,9 @@ CONFIGS = Path(__file__).parent / "configs"
 """Configurations that aiconfigurator-core lacks, written by hand; `SOURCES.md` says from what."""
 GEMM_TYPES = ("bfloat16", "fp8", "fp8_block", "nvfp4")
 MOE_TYPES = (*GEMM_TYPES, "int4_wo", "w4a16_mxfp4")
+
+MOST_LAYERS = 10_000
+T = TypeVar("T", dict[str, Any], list[Any])
 
 _STATE_SPACE = (
     "mamba",
@@ -155,16 +158,18 @@ def read_shape(name: str, config: Mapping[str, Any]) -> ModelShape:
         ClockError: a model of another kind (latent or linear attention, state-space layers,
             encoder-decoder), an unknown quantisation, or a number that is missing or no number.
     """
-    c = {**config, **config.get("text_config", {})}
+    c = {**config, **_part(name, config, "text_config", dict)}
     _refuse_other_kinds(name, c)
     get = _Numbers(name, c)
     layers, hidden, heads = (
-        get("num_hidden_layers"), get("hidden_size"), get("num_attention_heads")
-    )  # fmt: skip
-    quantisation = text_quantisation(config, c)
+        get("num_hidden_layers", most=MOST_LAYERS),
+        get("hidden_size"),
+        get("num_attention_heads"),
+    )
+    quantisation = _part(name, {**config, **c}, "quantization_config", dict)
     gemm, moe = _types(name, quantisation)
     experts = _experts(get, c, moe)
-    dense = _dense_layers(c, layers) if experts else layers
+    dense = _dense_layers(get, layers) if experts else layers
     return ModelShape(
         name=name,
         layers=layers,
@@ -174,27 +179,40 @@ def read_shape(name: str, config: Mapping[str, Any]) -> ModelShape:
         head_dim=get("head_dim", 0) or hidden // heads,
         inter_size=_dense_size(get, c) if dense else 0,
         vocabulary=get("vocab_size"),
-        windows=_windows(c, layers),
+        windows=_windows(get, layers),
         dense_layers=dense,
         experts=experts,
         gemm=gemm,
-        dynamic=_is_dynamic(quantisation),
+        dynamic=_is_dynamic(name, quantisation),
         qk_norm=bool(c.get("use_qk_norm")) or str(c.get("model_type", "")).startswith(
             ("qwen3", "gemma3", "olmo2")
         ),
     )  # fmt: skip
 
 
-def text_quantisation(config: Mapping[str, Any], text: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`quantization_config` of the text model, else of the whole; empty without one."""
-    return text.get("quantization_config") or config.get("quantization_config") or {}
+def _part(name: str, config: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    """A part of a configuration that is an object or a list; an empty one where it is missing."""
+    value = config.get(key)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ClockError(
+            f"model {name!r}: {key} is {value!r} in its configuration; "
+            f"{'an object' if kind is dict else 'a list'} belongs there"
+        )
+    return value
 
 
-def _is_dynamic(q: Mapping[str, Any]) -> bool:
+def _groups(name: str, q: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
+    """`weights` or `input_activations` of each group of compressed-tensors."""
+    groups = _part(name, q, "config_groups", dict)
+    return [_part(name, _part(name, groups, key, dict), part, dict) for key in groups]
+
+
+def _is_dynamic(name: str, q: Mapping[str, Any]) -> bool:
     if q.get("activation_scheme") == "dynamic":
         return True
-    groups = (q.get("config_groups") or {}).values()
-    return any(bool(((g or {}).get("input_activations") or {}).get("dynamic")) for g in groups)
+    return any(bool(group.get("dynamic")) for group in _groups(name, q, "input_activations"))
 
 
 class _Numbers:
@@ -203,23 +221,27 @@ class _Numbers:
     def __init__(self, name: str, config: Mapping[str, Any]) -> None:
         self.name, self.config = name, config
 
-    def __call__(self, key: str, default: int | None = None) -> int:
+    def __call__(self, key: str, default: int | None = None, most: int = 10**8) -> int:
         value = self.config.get(key)
         value = default if value is None else value
         least = 1 if default is None else 0
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ClockError(
                 f"model {self.name!r}: {key} is {value!r} in its configuration; a whole number "
                 f">= {least} belongs there"
             )
         return value
 
+    def listed(self, key: str) -> list[Any]:
+        """A list; empty where it is missing."""
+        return _part(self.name, self.config, key, list)
+
 
 def _refuse_other_kinds(name: str, c: Mapping[str, Any]) -> None:
     kind = ""
     if c.get("kv_lora_rank"):
         kind = "latent attention (MLA)"
-    elif "linear_attention" in (c.get("layer_types") or ()):
+    elif "linear_attention" in _part(name, c, "layer_types", list):
         kind = "linear attention"
     elif any(str(key).startswith(_STATE_SPACE) for key in c) or "mamba" in str(c.get("model_type")):
         kind = "state-space layers (Mamba)"
@@ -247,7 +269,7 @@ def _types(name: str, q: Mapping[str, Any]) -> tuple[str, str]:
         return kind, kind
     if method == "modelopt" and algorithm in ("FP8", "NVFP4"):
         return (algorithm.lower(),) * 2
-    if method == "compressed-tensors" and _is_eight_bit_float(q):
+    if method == "compressed-tensors" and _is_eight_bit_float(name, q):
         return "fp8", "fp8"
     raise ClockError(
         f"model {name!r}: quantisation {method or '?'} {algorithm} has no kernel tables; known are "
@@ -255,9 +277,8 @@ def _types(name: str, q: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
-def _is_eight_bit_float(q: Mapping[str, Any]) -> bool:
-    groups = (q.get("config_groups") or {}).values()
-    weights = [(group or {}).get("weights") or {} for group in groups]
+def _is_eight_bit_float(name: str, q: Mapping[str, Any]) -> bool:
+    weights = _groups(name, q, "weights")
     return bool(weights) and all(
         w.get("num_bits") == 8 and w.get("type") == "float" for w in weights
     )
@@ -278,14 +299,12 @@ def _experts(get: _Numbers, c: Mapping[str, Any], dtype: str) -> Experts | None:
     return Experts(count, chosen, width, shared, dtype)
 
 
-def _dense_layers(c: Mapping[str, Any], layers: int) -> int:
+def _dense_layers(get: _Numbers, layers: int) -> int:
     """Layers without experts of a model that has some."""
-    first = int(c.get("first_k_dense_replace") or 0)
-    every = int(c.get("decoder_sparse_step") or c.get("interleave_moe_layer_step") or 1)
-    listed = set(c.get("mlp_only_layers") or ())
-    sparse = [
-        i for i in range(first, layers) if (i + 1) % max(every, 1) == 0 and i not in listed
-    ]  # fmt: skip
+    first = get("first_k_dense_replace", 0)
+    every = get("decoder_sparse_step", 0) or get("interleave_moe_layer_step", 0) or 1
+    listed = get.listed("mlp_only_layers")
+    sparse = [i for i in range(first, layers) if (i + 1) % every == 0 and i not in listed]
     return layers - len(sparse)
 
 
@@ -293,15 +312,20 @@ def _dense_size(get: _Numbers, c: Mapping[str, Any]) -> int:
     return get("intermediate_size_mlp", 0) or get("intermediate_size")
 
 
-def _windows(c: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+def _windows(get: _Numbers, layers: int) -> tuple[int, ...]:
     """Window of each layer; 0 where a token sees all before it."""
-    width = int(c.get("sliding_window") or c.get("attention_chunk_size") or 0)
+    c = get.config
+    width = get("sliding_window", 0) or get("attention_chunk_size", 0)
     if not width or c.get("use_sliding_window") is False:
         return (0,) * layers
-    kinds = c.get("layer_types")
+    kinds = get.listed("layer_types")
     if kinds:
+        if len(kinds) < layers:
+            raise ClockError(
+                f"model {get.name!r}: layer_types names {len(kinds)} of {layers} layers; name all"
+            )
         return tuple(0 if kind == "full_attention" else width for kind in kinds[:layers])
-    period = int(c.get("sliding_window_pattern") or 0)
+    period = get("sliding_window_pattern", 0)
     if period > 1:
         return tuple(0 if (i + 1) % period == 0 else width for i in range(layers))
     if "llama4" in str(c.get("model_type")):
