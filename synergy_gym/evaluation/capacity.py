@@ -230,7 +230,7 @@ def _listed(seeds: Sequence[int]) -> str:
     first, last = seeds[0], seeds[-1]
     if len(seeds) > 2 and list(seeds) == list(range(first, last + 1)):
         return f"seeds {first} to {last}"
-    return f"seeds {', '.join(map(str, seeds))}"
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def calibrate_rate(

@@ -58,7 +58,8 @@ def curve(knots: Sequence[tuple[int, float]], per_ms: int, last: int) -> IntArra
     tokens = np.arange(last + 1)
     at = np.clip(np.searchsorted(x, tokens, side="right") - 1, 0, len(x) - 2)
     run, rise = np.diff(x)[at], np.diff(y)[at]
-    return np.maximum(y[at] + rise * np.maximum(tokens - x[at], 0) // run, 0)
+    found: IntArray = np.maximum(y[at] + rise * np.maximum(tokens - x[at], 0) // run, 0)
+    return found
 
 
 def log2_floor(value: int, most: int) -> int:

@@ -118,7 +118,7 @@ def test_write_rate_adds_the_source(tmp_path: Path) -> None:
     write_rate(path, Calibration("x", 2.0, 0.9, (1,), 0.9, 0.9, 0.9))
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     assert content["rate_rps"] == 2.0
-    assert content["rate_source"].endswith("seeds 1")
+    assert content["rate_source"].endswith("of seed 1; single seeds 0.900 to 0.900")
 
 
 def test_write_rate_needs_one_line(tmp_path: Path) -> None:
