@@ -19,7 +19,10 @@ import numpy as np
 import pandas as pd
 
 from synergy_gym import cli_tables
+from synergy_gym.evaluation.executors import Play, run_jobs
+from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.manifest import policy_entry, software, write_json
+from synergy_gym.evaluation.progress import ProgressLog
 from synergy_gym.evaluation.tables import markdown
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario
@@ -73,6 +76,45 @@ def _outcomes(function: Callable[[Cell], Outcome], cells: Sequence[Cell], proces
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         yield from pool.map(function, cells)
+
+
+def play_jobs(
+    jobs: Sequence[Job], out: Path, processes: int, function: Play | None = None
+) -> list[JobResult]:
+    """Results of all jobs, in their order; finished ones are read from an earlier run.
+
+    Args:
+        jobs: each once.
+        out: folder that keeps them.
+        processes: workers; 1 plays in this process.
+        function: plays one job; the library's own unless given.
+
+    Raises:
+        SystemExit: an episode failed; the others are kept.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    log = ProgressLog(out / "progress.jsonl")
+    known = log.load(jobs)
+    missing = [job for job in jobs if job not in known]
+    if known:
+        cli_tables.note(f"{len(known)} episodes of an earlier run")
+    with cli_tables.progress() as bar:
+        task = bar.add_task("playing", total=len(jobs), completed=len(known))
+
+        def on_result(job: Job, outcome: JobResult | str) -> None:
+            if isinstance(outcome, JobResult):
+                log.append(job, outcome)
+            bar.update(task, advance=1, description=str(job))
+            done = int(bar.tasks[0].completed)
+            if bar.disable and done * 10 // len(jobs) > (done - 1) * 10 // len(jobs):
+                cli_tables.note(f"{done} of {len(jobs)} episodes")
+
+        batch = run_jobs(missing, processes, on_result, function)
+    for job, text in batch.failures.items():
+        cli_tables.error(f"{job}: {text}")
+    if batch.failures:
+        raise SystemExit(f"{len(batch.failures)} episodes failed; repeat the command to retry them")
+    return [{**known, **batch.results}[job] for job in jobs]
 
 
 def paired_interval(differences: Sequence[float], seed: int = 0) -> tuple[float, float]:

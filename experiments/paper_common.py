@@ -19,14 +19,12 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-from common import RESULTS, command_line, figure, parser, save, show, write_csv
+from common import RESULTS, command_line, figure, parser, play_jobs, save, show, write_csv
 
 from synergy_gym import cli_tables
 from synergy_gym.evaluation.capacity import TARGET, capacity_of_curve, highest_load
-from synergy_gym.evaluation.executors import run_jobs
 from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.manifest import software, write_json
-from synergy_gym.evaluation.progress import ProgressLog
 from synergy_gym.evaluation.runner import Result, evaluate
 from synergy_gym.latency.published import StepModelFile
 from synergy_gym.metrics import latencies, slo_met
@@ -279,29 +277,7 @@ def play_grid(jobs: Sequence[Job], measure: Measure, out: Path, processes: int) 
     Raises:
         SystemExit: an episode failed; the others are kept.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    log = ProgressLog(out / "progress.jsonl")
-    known = log.load(jobs)
-    missing = [job for job in jobs if job not in known]
-    if known:
-        cli_tables.note(f"{len(known)} episodes of an earlier run")
-    with cli_tables.progress() as bar:
-        task = bar.add_task("playing", total=len(jobs), completed=len(known))
-
-        def on_result(job: Job, outcome: JobResult | str) -> None:
-            if isinstance(outcome, JobResult):
-                log.append(job, outcome)
-            bar.update(task, advance=1, description=str(job))
-            done = int(bar.tasks[0].completed)
-            if bar.disable and done * 10 // len(jobs) > (done - 1) * 10 // len(jobs):
-                cli_tables.note(f"{done} of {len(jobs)} episodes")
-
-        batch = run_jobs(missing, processes, on_result, partial(play, measure))
-    for job, text in batch.failures.items():
-        cli_tables.error(f"{job}: {text}")
-    if batch.failures:
-        raise SystemExit(f"{len(batch.failures)} episodes failed; repeat the command to retry them")
-    return [{**known, **batch.results}[job] for job in jobs]
+    return play_jobs(jobs, out, processes, partial(play, measure))
 
 
 def table(
