@@ -8,15 +8,18 @@ with stock vLLM with the kernels' clock alone, pairs without with what is fitted
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from common import play
 from replay_fit import Coefficients
-from replay_runs import NATIVE_07, PACED_07, Run, add_wait, simulate
+from replay_runs import NATIVE_07, PACED_07, Run, add_wait, read_run, simulate
 
 CELLS = "measurements/e2e_cells.csv"
 TRIM_S = 30.0
@@ -25,6 +28,7 @@ CLIENT_RPS = 5.0
 NEAR_POINTS = 5.0
 """Pairs whose attainment differs by less say nothing about a sign."""
 FIGURES = ("att_e2e_5s", "att_ttft_1s", "att_tpot_50ms", "e2e_s_p50", "e2e_s_p90")
+UNSEEN = "saw no run"
 STOCK = ("native", "sarathi")
 """Labels of stock vLLM: `sarathi` is chunked prefill, which is vLLM V1's default."""
 
@@ -98,73 +102,97 @@ def figures(requests: pd.DataFrame, latencies: pd.DataFrame) -> dict[str, float]
     }
 
 
-def simulated(
-    cell: Cell, logs: Mapping[Run, pd.DataFrame], coefficients: Coefficients
-) -> dict[str, float]:
-    """The cell's figures in the simulator."""
-    requests = arrivals(cell, logs)
-    played = simulate(cell.run, requests, coefficients.terms)
-    wait = coefficients.overhead.of(requests.tokens_in.to_numpy(float))
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A cell under a clock."""
+
+    cell: Cell
+    clock: str
+    sustained: str
+    coefficients: Coefficients
+
+    def __str__(self) -> str:
+        return f"{self.cell.where} {self.cell.policy}, sustained {self.sustained}"
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What names it among the tasks."""
+        return (self.cell.where, self.cell.policy, self.clock, self.sustained)
+
+
+def simulated(data: Path, task: Task) -> dict[str, float]:
+    """The task's figures in the simulator; runs in worker processes."""
+    logs = {run: read_run(data / run.file) for run in (NATIVE_07, PACED_07)}
+    requests = arrivals(task.cell, logs)
+    played = simulate(task.cell.run, requests, task.coefficients.terms)
+    wait = task.coefficients.overhead.of(requests.tokens_in.to_numpy(float))
     return figures(requests, add_wait(played, wait))
 
 
 def contrasts(
-    cells: list[Cell],
-    logs: Mapping[Run, pd.DataFrame],
-    unseen: Coefficients,
-    stock: Coefficients,
-    on_cell: Any = None,
+    cells: list[Cell], data: Path, unseen: Coefficients, stock: Coefficients, processes: int
 ) -> pd.DataFrame:
-    """A row per pair of policies at equal experiment, mode and rate.
+    """A row per pair of policies at equal experiment, mode and rate, and per factor `sustained`.
 
     Args:
         cells: the measured runs.
-        logs: the runs whose requests are known.
+        data: folder that holds `measurements/`.
         unseen: a clock that saw no run.
         stock: a clock fitted on runs of stock vLLM only.
-        on_cell: told (done, all, text) as cells are played.
+        processes: workers.
     """
     pairs = [(a, b) for a, b in combinations(cells, 2) if a.where == b.where]
-    asked = [(c, known) for a, b in pairs for known in (_clock(a, b),) for c in (a, b)]
-    played: dict[tuple[int, str], dict[str, float]] = {}
-    order = list(dict.fromkeys((id(cell), known) for cell, known in asked))
-    by_id = {id(cell): cell for cell in cells}
-    for done, (key, known) in enumerate(order):
-        if on_cell is not None:
-            on_cell(done, len(order), f"{by_id[key].where} {by_id[key].policy}")
-        clock = unseen if known == "unseen" else stock
-        played[key, known] = simulated(by_id[key], logs, clock)
-    rows = []
-    for a, b in pairs:
-        known = _clock(a, b)
-        row: dict[str, Any] = {
-            "set": a.experiment, "mode": a.mode, "sample_upper": a.upper,
-            "offered_rps": a.measured["offered_rps"], "first": a.policy, "second": b.policy,
-            "clock": known,
-        }  # fmt: skip
-        for name in FIGURES:
-            one, other = played[id(a), known][name], played[id(b), known][name]
-            row[f"{name}_measured"] = a.measured[name] - b.measured[name]
-            row[f"{name}_simulated"] = one - other
-        rows.append(row)
-    return pd.DataFrame(rows)
+    tasks = {
+        task.key: task
+        for pair in pairs
+        for cell in pair
+        for task in _tasks(cell, _clock(*pair), unseen, stock)
+    }
+    outcomes = play(partial(simulated, data), list(tasks.values()), processes)
+    played = dict(zip(tasks, outcomes, strict=True))
+    return pd.DataFrame(
+        [_row(a, b, factor, played) for factor in ("fitted", "1.0") for a, b in pairs]
+    )
+
+
+def _tasks(cell: Cell, clock: str, unseen: Coefficients, stock: Coefficients) -> Iterator[Task]:
+    fitted = unseen if clock == UNSEEN else stock
+    yield Task(cell, clock, "fitted", fitted)
+    yield Task(cell, clock, "1.0", replace(fitted, sustained=1.0))
+
+
+def _row(
+    a: Cell, b: Cell, factor: str, played: Mapping[tuple[Any, ...], Mapping[str, float]]
+) -> dict[str, Any]:
+    clock = _clock(a, b)
+    one, other = (played[c.where, c.policy, clock, factor] for c in (a, b))
+    row: dict[str, Any] = {
+        "sustained": factor, "set": a.experiment, "mode": a.mode, "sample_upper": a.upper,
+        "offered_rps": a.measured["offered_rps"], "first": a.policy, "second": b.policy,
+        "clock": clock,
+    }  # fmt: skip
+    for name in FIGURES:
+        row[f"{name}_measured"] = a.measured[name] - b.measured[name]
+        row[f"{name}_simulated"] = one[name] - other[name]
+    return row
 
 
 def _clock(a: Cell, b: Cell) -> str:
-    return "unseen" if a.engine in STOCK or b.engine in STOCK else "fitted on stock vLLM"
+    return UNSEEN if a.engine in STOCK or b.engine in STOCK else "fitted on stock vLLM"
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Signs and errors of the differences, per figure."""
+    """Signs and errors of the differences, per figure and factor `sustained`."""
     found = []
-    for name in FIGURES:
-        measured, played = rows[f"{name}_measured"], rows[f"{name}_simulated"]
+    for (factor, part), name in product(rows.groupby("sustained", sort=False), FIGURES):
+        measured, played = part[f"{name}_measured"], part[f"{name}_simulated"]
         points = name.startswith("att")
         far = measured.abs() >= (NEAR_POINTS if points else 0.1)
         found.append(
             {
+                "sustained": factor,
                 "figure": name,
-                "pairs": len(rows),
+                "pairs": len(part),
                 "that differ": int(far.sum()),
                 "sign right": int((np.sign(measured) == np.sign(played))[far].sum()),
                 "mean absolute error": float((played - measured).abs().mean()),

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -18,14 +20,10 @@ import numpy as np
 import pandas as pd
 
 from synergy_gym.evaluation.runner import evaluate
-from synergy_gym.latency.kernels.engine import OVERHEADS, TOP_P
 from synergy_gym.latency.kernels.errors import ClockError
-from synergy_gym.latency.kernels.fit import expert_knots, fit_steps, timed_steps
-from synergy_gym.latency.kernels.hardware import find_gpu
-from synergy_gym.latency.kernels.make import NOISE_SD, Request
-from synergy_gym.latency.kernels.step import StepKernels
+from synergy_gym.latency.kernels.make import Request, make_profile
 from synergy_gym.latency.kernels.tables import package_folder
-from synergy_gym.latency.profiles import Loop, Sampling
+from synergy_gym.latency.profiles import Loop, Profile, Sampling, load_profile
 from synergy_gym.latency.terms import StepTerms
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import EngineSpec
@@ -234,42 +232,16 @@ def _cache(model: str, gpu: str, engine: str, precision: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _fitted(request: Request) -> tuple[StepTerms, StepKernels]:
-    kernels = request.kernels()
-    fit = fit_steps(timed_steps(kernels), resamples=0)
-    terms = StepTerms(
-        **fit.terms, noise_sd=NOISE_SD, experts_ms=tuple(expert_knots(kernels))
-    )  # fmt: skip
-    return terms, kernels
-
-
-def clock_of(
-    request: Request, loop: Loop, sampling: Sampling, sustained: float | None = None
-) -> StepTerms:
-    """The clock of a deployment.
-
-    Args:
-        request: GPU, model and types.
-        loop: of the engine.
-        sampling: likewise.
-        sustained: instead of the GPU's.
+def profile_of(request: Request) -> Profile:
+    """The profile that `synergy-gym clock` writes for a deployment.
 
     Raises:
         ClockError: a shape outside the kernel tables.
     """
-    terms, kernels = _fitted(request)
-    busy = find_gpu(request.gpu).sustained_for(kernels.shape.gemm)
-    factor = busy.factor if sustained is None else sustained
-    added = OVERHEADS[loop].ms + (TOP_P.step_ms if sampling == "top-p" else 0.0)
-    return replace(
-        terms,
-        base_ms=terms.base_ms + added,
-        floor_ms=terms.floor_ms + added,
-        per_token_ms=terms.per_token_ms * factor,
-        per_prefill_pair_ms=terms.per_prefill_pair_ms * factor,
-        per_prefill_context_ms=terms.per_prefill_context_ms * factor,
-        per_sample_ms=TOP_P.per_sequence_ms if sampling == "top-p" else 0.0,
-    )
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "deployment.toml"
+        path.write_text(make_profile(request), encoding="utf-8")
+        return load_profile(path)
 
 
 def closed_loop(deployment: Deployment, shortest: float, seed: int = 0) -> Workload:
@@ -333,7 +305,7 @@ def predictions(deployment: Deployment) -> list[dict[str, Any]]:
     for loop, sampling in chosen:
         for sustained in (None, 1.0):
             try:
-                terms = clock_of(request, loop, sampling, sustained)
+                terms = profile_of(request).timed(loop, sampling, sustained)
             except ClockError as error:
                 return [head | {"left_out": str(error)}]
             tpot, ttft = play(deployment, terms, protocol.shortest)

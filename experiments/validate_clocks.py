@@ -9,8 +9,9 @@ Every row of every source is to be fitted or to validate, by its id, in `publish
 greedy or top-p sampling) follow from version and client, fixed in `clock_deployments.PROTOCOLS`.
 
 Writes to results/validate_clocks/: `deployments.csv` (one-node deployments, TPOT and TTFT),
-`cells.csv`, `rank.csv`, `mlenergy.csv`, `runs.csv` (arrivals recorded), `contrasts.csv`,
-`held_out_errors.csv` (what the clock `table` draws from) and a manifest.
+`cells.csv`, `totals.csv`, `rank.csv`, `mlenergy.csv`, `mlenergy_cells.csv`, `runs.csv` (arrivals
+recorded), `contrasts.csv`, `contrasts_summary.csv`, `held_out_errors.csv` (what the clock `table`
+draws from) and a manifest.
 """
 
 from __future__ import annotations
@@ -30,9 +31,7 @@ from clock_runs import run_rows
 from common import parser, play, show, write_csv, write_manifest
 from fit_engine_overhead import MLENERGY, SAMPLER_MODELS, SAMPLER_TASK
 from replay_8xh100 import LENS_RR_07, UNSEEN, read_coefficients
-from replay_runs import NATIVE_07, PACED_07, read_run
 
-from synergy_gym import cli_tables
 from synergy_gym.latency.kernels.engine import ASYNC, TOP_P
 from synergy_gym.latency.kernels.errors import ClockError
 from synergy_gym.latency.kernels.hardware import GPUS
@@ -140,20 +139,40 @@ def cells(merged: pd.DataFrame) -> pd.DataFrame:
     keys = ["gpu", "family", "kind", "engine", "precision", "gpus", "labelled", "loop", "sampling"]
     rows = []
     for key, part in merged.groupby([*keys, "sustained"], sort=True):
-        row = dict(zip([*keys, "sustained"], key, strict=True))
-        absolute = part.tpot_error.abs()
-        row |= {
-            "rows": len(part),
-            "bias_percent": 100 * part.tpot_error.median(),
-            "median_percent": 100 * absolute.median(),
-            "p90_percent": 100 * absolute.quantile(0.9),
-        }
+        row = dict(zip([*keys, "sustained"], key, strict=True)) | _errors(part.tpot_error)
         counts = row["labelled"] and row["engine"] == "vllm" and len(part) >= ENOUGH_ROWS
         goal = GOALS[row["kind"], row["gpus"]] if counts and row["sustained"] == "fitted" else None
         row["goal_percent"] = goal
-        row["within"] = "" if goal is None else "yes" if row["median_percent"] <= goal else "no"
+        row["within"] = "" if goal is None else _within(row["median_percent"], goal)
+        row["p90_within"] = "" if goal is None else _within(row["p90_percent"], P90_GOAL)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _errors(errors: pd.Series[float]) -> dict[str, Any]:
+    """How many, bias (median), median and P90 of the absolute values, in percent."""
+    absolute = errors.abs()
+    return {
+        "rows": len(errors),
+        "bias_percent": 100 * errors.median(),
+        "median_percent": 100 * absolute.median(),
+        "p90_percent": 100 * absolute.quantile(0.9),
+    }
+
+
+def _within(percent: float, goal: float) -> str:
+    return "yes" if percent <= goal else "no"
+
+
+def totals(merged: pd.DataFrame) -> pd.DataFrame:
+    """The same over all cells, by engine, kind of model and GPUs, labelled rows only."""
+    chosen = merged[merged.labelled & (merged.sustained == "fitted")]
+    return pd.DataFrame(
+        [
+            {"engine": engine, "kind": kind, "gpus": gpus, **_errors(part.tpot_error)}
+            for (engine, kind, gpus), part in chosen.groupby(["engine", "kind", "gpus"])
+        ]
+    )
 
 
 def rank(merged: pd.DataFrame) -> pd.DataFrame:
@@ -188,6 +207,17 @@ def _tau(table: pd.DataFrame, column: str) -> tuple[int, float]:
             pairs += 1
             score += float(np.sign(ratio - 1) * np.sign(a[column] - b[column]))
     return pairs, score / pairs if pairs else float("nan")
+
+
+def write_deployments(table: pd.DataFrame, out: Path) -> None:
+    """Rows, and what they add up to."""
+    merged = unique(table)
+    write_csv(table, out / "deployments.csv")
+    parts = {"cells": cells(merged), "totals": totals(merged), "rank": rank(merged)}
+    for name, part in parts.items():
+        write_csv(part, out / f"{name}.csv")
+        show(f"Deployments: {name}", part)
+    write_csv(held_out(merged), out / "held_out_errors.csv")
 
 
 def held_out(merged: pd.DataFrame) -> pd.DataFrame:
@@ -238,20 +268,13 @@ def mlenergy_cells(rows: pd.DataFrame) -> pd.DataFrame:
 # --- all ------------------------------------------------------------------------------------
 
 
-def policy_contrasts(data: Path, quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+def policy_contrasts(data: Path, quick: bool, processes: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Pairs of policies, and what they add up to."""
     found = clock_contrasts.read_cells(pd.read_csv(data / clock_contrasts.CELLS))
     if quick:
         found = [cell for cell in found if cell.mode == "timestamp" and cell.upper == 0.5]
-    logs = {run: read_run(data / run.file) for run in (NATIVE_07, PACED_07)}
     stock = read_coefficients()[str(LENS_RR_07)]
-    with cli_tables.progress() as bar:
-        task = bar.add_task("contrasts", total=None)
-
-        def on_cell(done: int, every: int, text: str) -> None:
-            bar.update(task, completed=done, total=every, description=text)
-
-        rows = clock_contrasts.contrasts(found, logs, UNSEEN, stock, on_cell)
+    rows = clock_contrasts.contrasts(found, data, UNSEEN, stock, processes)
     return rows, clock_contrasts.summary(rows)
 
 
@@ -273,13 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_split(data)
         return
     if given.only in (None, "deployments"):
-        table = deployments(given.processes, given.quick)
-        merged = unique(table)
-        write_csv(table, out / "deployments.csv")
-        for name, part in (("cells", cells(merged)), ("rank", rank(merged))):
-            write_csv(part, out / f"{name}.csv")
-            show(f"Deployments: {name}", part)
-        write_csv(held_out(merged), out / "held_out_errors.csv")
+        write_deployments(deployments(given.processes, given.quick), out)
     if given.only in (None, "mlenergy"):
         rows = mlenergy(data)
         write_csv(rows, out / "mlenergy.csv")
@@ -290,10 +307,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(runs, out / "runs.csv")
         show("Runs whose arrivals are recorded", runs)
     if given.only in (None, "contrasts"):
-        rows, totals = policy_contrasts(data, given.quick)
+        rows, signs = policy_contrasts(data, given.quick, given.processes)
         write_csv(rows, out / "contrasts.csv")
-        write_csv(totals, out / "contrasts_summary.csv")
-        show("Differences between policies", totals)
+        write_csv(signs, out / "contrasts_summary.csv")
+        show("Differences between policies", signs)
     names = (MLENERGY, clock_contrasts.CELLS)
     protocols = {name: p.evidence for name, p in PROTOCOLS.items()}
     write_manifest(out, [], [], [], inputs=_inputs(data, names), protocols=protocols)

@@ -30,7 +30,7 @@ from synergy_gym.policies.registry import (
     engine_policies,
     router_policies,
 )
-from synergy_gym.scenario import Scenario, list_scenarios, load_scenario
+from synergy_gym.scenario import EngineClock, Scenario, list_scenarios, load_scenario
 from synergy_gym.types import EngineSpec
 from synergy_gym.workload.catalog import list_traces
 from synergy_gym.workload.traces import list_formats
@@ -137,13 +137,17 @@ def engines() -> str:
     """One row per kind of engine of the scenarios."""
     rows = []
     for name in list_scenarios():
-        kinds = {replace(e, name=""): e for e in load_scenario(name).engines}
+        world = load_scenario(name)
+        kinds = {
+            replace(e, name=""): (e, clock)
+            for e, clock in zip(world.engines, world.engine_clocks, strict=True)
+        }
         if not name.startswith(FOR_TESTS):
-            rows += [{"scenario": f"`{name}`", **_engine_row(engine)} for engine in kinds.values()]
+            rows += [{"scenario": f"`{name}`", **_engine_row(*kind)} for kind in kinds.values()]
     return _table(rows)
 
 
-def _engine_row(engine: EngineSpec) -> dict[str, str]:
+def _engine_row(engine: EngineSpec, clock: EngineClock) -> dict[str, str]:
     return {
         "GPU": engine.gpu,
         "`max_num_seqs`": f"{engine.max_num_seqs:,}",
@@ -154,6 +158,8 @@ def _engine_row(engine: EngineSpec) -> dict[str, str]:
         "latency profile": _link(
             engine.profile, f"../synergy_gym/latency/profiles/{engine.profile}.toml"
         ),
+        "engine loop": clock.loop or "as measured",
+        "checked against": clock.profile.tier_label,
     }
 
 

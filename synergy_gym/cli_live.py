@@ -17,8 +17,8 @@ BACKENDS = ("sim", "vllm")
 ClockOption = Annotated[
     str | None,
     typer.Option(
-        help="Time steps by measured, saturation, saturation-six, ...; with --backend vllm by "
-        "wall, cpu or model."
+        help="Time steps by async, sync, table (docs/clocks.md) or saturation; with --backend vllm "
+        "by wall, cpu or model."
     ),
 ]
 BackendOption = Annotated[str, typer.Option(help="sim, or vllm: real engines.")]

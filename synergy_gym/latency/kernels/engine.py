@@ -5,11 +5,7 @@ All figures are derived by experiments/fit_engine_overhead.py from the sources n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-
-from synergy_gym.latency.profiles import Loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,4 +67,3 @@ TOP_P = Sampler(
     "ML.ENERGY Benchmark v3 (Apache-2.0), vLLM 0.11.1, default sampling, Llama-3.1-8B and "
     "Qwen3-32B on H100 less kernels, 8 to 691 sequences",
 )
-OVERHEADS: Mapping[Loop, Overhead] = MappingProxyType({"async": ASYNC, "sync": SYNC})
