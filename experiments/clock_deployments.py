@@ -8,9 +8,10 @@ the public scripts of whoever measured (`PROTOCOLS`), never per error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -21,7 +22,9 @@ import pandas as pd
 
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.latency.kernels.errors import ClockError
-from synergy_gym.latency.kernels.make import Request, make_profile
+from synergy_gym.latency.kernels.make import CACHES, Request, make_profile
+from synergy_gym.latency.kernels.memory import cache_bytes_per_token, weights_gib
+from synergy_gym.latency.kernels.shape import ModelShape
 from synergy_gym.latency.kernels.tables import package_folder
 from synergy_gym.latency.profiles import Loop, Profile, Sampling, load_profile
 from synergy_gym.latency.terms import StepTerms
@@ -51,8 +54,11 @@ ENGINES = ("vllm", "trtllm")
 VARIANTS: tuple[tuple[Loop, Sampling], ...] = (
     ("async", "greedy"), ("sync", "greedy"), ("async", "top-p"), ("sync", "top-p")
 )  # fmt: skip
-KV_BLOCKS = 1_000_000
-"""The cache never fills: these clients keep fewer requests in flight than fit."""
+MEMORY_GIB: Mapping[str, float] = MappingProxyType({"h100": 79.1, "h200": 139.8, "b200": 178.0})
+UTILISATION, ACTIVATIONS_GIB = 0.9, 3.0
+"""`--gpu-memory-utilization` of InferenceMAX's scripts (vLLM's default; TRT-LLM's share of free
+memory), and an estimate of the peak activations."""
+BLOCK_TOKENS = 16
 BUDGETS: Mapping[str, int] = MappingProxyType({"vllm": 8192, "trtllm": 16384})
 """Tokens of a step: `--max-num-batched-tokens` and `--max_num_tokens` of InferenceMAX's scripts."""
 ROUNDS, LONG_ROUNDS = 6, 3
@@ -82,7 +88,8 @@ TOTAL_BILLIONS: Mapping[str, float] = MappingProxyType(
         "MiniMaxAI/MiniMax-M2.5": 230.0,
     }
 )  # fmt: skip
-MEMORY_GB: Mapping[str, float] = MappingProxyType({"h100": 80.0, "h200": 141.0, "b200": 180.0})
+FALLING = 1.25
+"""A TPOT that was so much longer at half the concurrency or less contradicts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +183,9 @@ class Deployment:
     def fits(self) -> bool:
         """Whether the weights fit: else `tp` is not all of the row's parallelism."""
         eight_bits = {"bfloat16": 2.0, "nvfp4": 0.5, "mxfp4": 0.53}.get(self.precision, 1.0)
-        return TOTAL_BILLIONS[self.model] * eight_bits / self.tp <= MEMORY_GB[self.gpu]
+        return (
+            TOTAL_BILLIONS[self.model] * eight_bits / self.tp * 1e9 / 2**30 <= MEMORY_GIB[self.gpu]
+        )
 
     @property
     def is_possible(self) -> bool:
@@ -201,6 +210,23 @@ def read_deployments() -> list[Deployment]:
     return [_deployment(row) for row in table.itertuples()]
 
 
+def contradicted(deployments: Sequence[Deployment]) -> frozenset[str]:
+    """Ids of rows whose TPOT is far below that of the same engine with half the clients or fewer.
+
+    In a closed loop more clients make no step shorter: such a row was not measured at the
+    concurrency that it states, or the other was disturbed; which of them, the file cannot tell.
+    """
+    alike: dict[tuple[Any, ...], list[Deployment]] = {}
+    for row in deployments:
+        alike.setdefault((row.source, *row.configuration[:-1]), []).append(row)
+    return frozenset(
+        row.row_id
+        for group in alike.values()
+        for row, other in product(group, group)
+        if other.concurrency <= row.concurrency / 2 and other.tpot_ms > FALLING * row.tpot_ms
+    )
+
+
 def _deployment(row: Any) -> Deployment:
     origin = str(row.silicon_data_source).split(";")[0].removeprefix("source_file=")
     source = origin.partition("/")[0] if origin.startswith("db-dump") else origin.rpartition("/")[2]
@@ -210,7 +236,7 @@ def _deployment(row: Any) -> Deployment:
     precision = _precision(row)
     return Deployment(
         row.id, gpu, model, MODELS[model][1], row.backend, source, int(row.tp_size), precision,
-        _cache(model, gpu, row.backend, precision), int(row.isl), int(row.osl),
+        _cache(model, gpu, row.backend), int(row.isl), int(row.osl),
         int(row.batch_size), float(row.silicon_tpot_ms), float(row.silicon_ttft_ms),
     )  # fmt: skip
 
@@ -225,10 +251,17 @@ def _precision(row: Any) -> str:
     return "fp8" if row.precision == "fp8" else "bfloat16"
 
 
-def _cache(model: str, gpu: str, engine: str, precision: str) -> str:
-    """InferenceMAX's scripts set an FP8 cache for Llama-70B, but not with vLLM on the H100."""
-    fp8 = model == "meta-llama/Llama-3.1-70B" and not (engine == "vllm" and gpu == "h100")
-    return "fp8" if fp8 else "bf16"
+def _cache(model: str, gpu: str, engine: str) -> str:
+    """InferenceMAX's scripts set an FP8 cache for Llama-70B, but not with vLLM on the H100, and for
+    gpt-oss on the B200.
+    """
+    llama = model == "meta-llama/Llama-3.1-70B" and not (engine == "vllm" and gpu == "h100")
+    return "fp8" if llama or (model == "openai/gpt-oss-120b" and gpu == "b200") else "bf16"
+
+
+@lru_cache(maxsize=256)
+def _shape(request: Request) -> ModelShape:
+    return request.kernels().shape
 
 
 @lru_cache(maxsize=256)
@@ -262,6 +295,10 @@ def closed_loop(deployment: Deployment, shortest: float, seed: int = 0) -> Workl
 def play(deployment: Deployment, terms: StepTerms, shortest: float) -> tuple[float, float]:
     """Mean TPOT and TTFT of the simulated deployment, ms."""
     base = load_scenario("chat-h100")
+    shape = _shape(deployment.request)
+    free = MEMORY_GIB[deployment.gpu] * UTILISATION - weights_gib(shape) / deployment.tp
+    cache = CACHES[deployment.cache]
+    tokens = (free - ACTIVATIONS_GIB) * 2**30 / cache_bytes_per_token(shape, deployment.tp, cache)
     spec = EngineSpec(
         name="engine",
         gpu=deployment.gpu,
@@ -270,7 +307,7 @@ def play(deployment: Deployment, terms: StepTerms, shortest: float) -> tuple[flo
         max_num_seqs=deployment.concurrency,
         max_num_batched_tokens=BUDGETS[deployment.engine],
         max_model_len=deployment.prompt + deployment.output + 16,
-        kv_blocks=KV_BLOCKS,
+        kv_blocks=int(tokens / BLOCK_TOKENS),
     )
     slos = tuple(replace(slo, e2e_s=1e5) for slo in base.slos)
     world = replace(
@@ -284,8 +321,15 @@ def play(deployment: Deployment, terms: StepTerms, shortest: float) -> tuple[flo
     return 1e3 * float(tpot.mean()), 1e3 * float(table.ttft_s.mean())
 
 
-def predictions(deployment: Deployment) -> list[dict[str, Any]]:
-    """A row per variant; the reason instead where there is none."""
+def predictions(
+    deployment: Deployment, contradicted: frozenset[str] = frozenset()
+) -> list[dict[str, Any]]:
+    """A row per variant; the reason instead where there is none.
+
+    Args:
+        deployment: to play.
+        contradicted: ids of rows that others contradict.
+    """
     protocol = PROTOCOLS[deployment.source]
     request = deployment.request
     chosen = (protocol.variant,) if protocol.variant else VARIANTS
@@ -301,6 +345,8 @@ def predictions(deployment: Deployment) -> list[dict[str, Any]]:
         return [head | {"left_out": "the weights do not fit: other parallelism than stated"}]
     if not deployment.is_possible:
         return [head | {"left_out": "latencies contradict the stated concurrency"}]
+    if deployment.row_id in contradicted:
+        return [head | {"left_out": "half the concurrency was measured with a longer TPOT"}]
     rows = []
     for loop, sampling in chosen:
         for sustained in (None, 1.0):

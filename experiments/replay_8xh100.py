@@ -228,15 +228,15 @@ def steady_rows(
 def compare_cell(
     cell: Run,
     logs: Mapping[Run, pd.DataFrame],
-    known: Mapping[str, Coefficients],
     rounds: pd.DataFrame,
+    coefficients: Coefficients,
+    label: str,
 ) -> list[dict[str, Any]]:
     """Means over clients and steady rounds of the quantiles per round."""
-    _, coefficients = coefficients_for(cell, known)
     played = replay(cell, cell_arrivals(cell, logs), coefficients, STEADY.from_s - SETTLE_S)
     mine = simulated_means(played.measured, played.simulated)
     theirs = measured_means(rounds, cell)
-    head = {"run": str(cell), "policy": cell.policy}
+    head = {"run": str(cell), "policy": cell.policy, "coefficients": label}
     return [
         head | verdict(metric, percentile, real, float(mine[metric, percentile]), True)
         for (metric, percentile), real in theirs.items()
@@ -394,7 +394,11 @@ def run_all(
         replays.append(played)
         rows += found
         rows += steady_rows(run, logs[run], UNSEEN, "kernels, saw no run")[1]
-    cells = [row for cell in CELLS for row in compare_cell(cell, logs, known, rounds)]
+    cells = []
+    for cell in CELLS:
+        label, coefficients = coefficients_for(cell, known)
+        cells += compare_cell(cell, logs, rounds, coefficients, label)
+        cells += compare_cell(cell, logs, rounds, UNSEEN, "kernels, saw no run")
     write_csv(pd.DataFrame(cells), out / "rounds.csv")
     show("Runs known by their clients' quantiles", pd.DataFrame(cells))
     write_csv(front_end(logs), out / "front_end.csv")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 import clock_contrasts
 import numpy as np
 import pandas as pd
-from clock_deployments import MOE, PROTOCOLS, predictions, read_deployments
+from clock_deployments import MOE, PROTOCOLS, contradicted, predictions, read_deployments
 from clock_runs import run_rows
 from common import parser, play, show, write_csv, write_manifest
 from fit_engine_overhead import MLENERGY, SAMPLER_MODELS, SAMPLER_TASK
@@ -110,7 +111,8 @@ def deployments(processes: int, quick: bool) -> pd.DataFrame:
     chosen = [d for d in read_deployments() if d.row_id in allowed]
     if quick:
         chosen = chosen[:: max(len(chosen) // 60, 1)]
-    rows = [row for found in play(predictions, chosen, processes) for row in found]
+    each = partial(predictions, contradicted=contradicted(chosen))
+    rows = [row for found in play(each, chosen, processes) for row in found]
     table = pd.DataFrame(rows)
     table["tpot_error"] = table.tpot_ms / table.measured_tpot_ms - 1
     table["ttft_error"] = table.ttft_ms / table.measured_ttft_ms - 1

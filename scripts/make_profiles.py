@@ -18,7 +18,7 @@ from pathlib import Path
 from synergy_gym.latency.kernels.errors import ClockError
 from synergy_gym.latency.kernels.hardware import GPUS
 from synergy_gym.latency.kernels.make import Request, make_profile
-from synergy_gym.latency.kernels.shape import ModelShape
+from synergy_gym.latency.kernels.memory import weights_gib
 from synergy_gym.latency.profile_schema import Tier
 from synergy_gym.seasons import SEASON, season_files
 
@@ -37,7 +37,6 @@ MODELS = {
 """Name in profiles, name of the model, type of the weights where it is not the model's own."""
 MEMORY_GIB = {"h100": 80, "h200": 141, "a100": 80, "b200": 180, "l40s": 48, "rtxpro6000": 96}
 MOST_WEIGHTS = 0.75
-BYTES = {"bfloat16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5, "w4a16_mxfp4": 0.53}
 FOLDER = season_files(SEASON).profiles
 CELLS = Path(__file__).parents[1] / "experiments" / "results" / "validate_clocks" / "cells.csv"
 ENOUGH_ROWS = 10
@@ -45,18 +44,6 @@ NODE = "h100-llama-3.1-8b-8xh100run"
 COEFFICIENTS = (
     Path(__file__).parents[1] / "experiments" / "results" / "replay_8xh100" / "coefficients.csv"
 )
-
-
-def weights_gib(shape: ModelShape) -> float:
-    """Memory of all weights."""
-    heads = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim * shape.hidden
-    dense = 3 * shape.hidden * shape.inter_size * shape.dense_layers
-    total = (shape.layers * heads + dense) * BYTES[shape.gemm]
-    if shape.experts is not None:
-        e = shape.experts
-        each = 3 * shape.hidden * (e.count * e.inter_size + e.shared_size)
-        total += (shape.layers - shape.dense_layers) * each * BYTES[e.dtype]
-    return (total + 2 * 2 * shape.vocabulary * shape.hidden) / 2**30
 
 
 def requests() -> Iterator[tuple[str, Request]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,9 +217,13 @@ def _table(rows: Sequence[dict[str, str]]) -> str:
     return markdown(pd.DataFrame(cells)).rstrip()
 
 
-BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+sys.path.insert(0, str(ROOT / "scripts"))  # also where this file is loaded by its path
+import clock_page  # noqa: E402
+
+BLOCKS: dict[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"leaderboard": leaderboard},
     "docs/scenarios.md": {"scenarios": scenarios, "engines": engines},
+    "docs/clocks.md": clock_page.BLOCKS,
     "docs/incidents.md": {"incidents": library_text},
     "docs/policies.md": {
         "engine-policies": lambda: policies("engine"),

@@ -54,7 +54,7 @@ CLOCKS = {
     *("fitting", "profile_schema", "profile_writer", "profiles"),
     *("saturation_terms", "table_terms", "terms", "grids"),
     *(f"kernels.{n}" for n in ("engine", "errors", "fit", "hardware", "make")),
-    *(f"kernels.{n}" for n in ("shape", "step", "tables")),
+    *(f"kernels.{n}" for n in ("memory", "shape", "step", "tables")),
 }
 
 # Libraries that no module may load when it is imported, and the rooms that are excused.

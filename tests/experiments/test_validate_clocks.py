@@ -97,6 +97,19 @@ def test_rows_that_cannot_be_are_left_out_with_the_reason(
     assert "contradict" in deployments.predictions(fast)[0]["left_out"]
 
 
+def test_a_tpot_that_falls_with_concurrency_contradicts(
+    found: list[deployments.Deployment],
+) -> None:
+    few = replace(found[0], row_id="few", concurrency=8, tpot_ms=20.0)
+    many = replace(few, row_id="many", concurrency=64, tpot_ms=10.0)
+    other = replace(many, row_id="other", tp=8)
+    assert deployments.contradicted([few, many, other]) == {"many"}
+    assert deployments.contradicted([few, replace(many, tpot_ms=17.0)]) == set()
+    row = deployments.predictions(many, frozenset({"many"}))[0]
+    assert row["left_out"] == "half the concurrency was measured with a longer TPOT"
+    assert len(deployments.contradicted(found)) < 0.01 * len(found)
+
+
 def test_a_closed_loop_keeps_its_clients_busy(found: list[deployments.Deployment]) -> None:
     one = replace(found[0], concurrency=3, output=10, prompt=100)
     work = deployments.closed_loop(one, 0.8)
