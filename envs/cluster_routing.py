@@ -1,4 +1,4 @@
-"""`SynergyGym/ClusterRouting-v0`: which engine gets the request that has just arrived."""
+"""`SynergyGym/ClusterRouting-v1`: which engine gets the request that has just arrived."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class ClusterRoutingEnv(ServingEnv):
 
     ```python
     >>> import gymnasium as gym, synergy_gym
-    >>> env = gym.make("SynergyGym/ClusterRouting-v0", scenario="hetero-3", load=0.8)
+    >>> env = gym.make("SynergyGym/ClusterRouting-v1", scenario="hetero-3", load=0.8)
     >>> observation, info = env.reset(seed=0)
 
     ```
@@ -188,6 +188,8 @@ class ClusterRoutingEnv(ServingEnv):
         workload: WorkloadSource | None = None,
         engine_policy: str | EnginePolicy | type[EnginePolicy] = "vllm-v1",
         split: Split = "train",
+        horizon_s: float | None = None,
+        warmup_s: float | None = None,
         observation: Literal["flat", "dict"] = "flat",
         shaping: str | None = None,
         shaping_weight: float = 1.0,
@@ -208,6 +210,8 @@ class ClusterRoutingEnv(ServingEnv):
             load=load,
             workload=workload,
             split=split,
+            horizon_s=horizon_s,
+            warmup_s=warmup_s,
             observation=observation,
             backend=backend,
             live=live_options(backend, live, **given),

@@ -1,4 +1,4 @@
-"""`SynergyGym/EngineBatching-v0`: what one engine may take into its next iteration."""
+"""`SynergyGym/EngineBatching-v1`: what one engine may take into its next iteration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from synergy_gym.actions import EngineGrid
 from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource
-from synergy_gym.envs.decisions import EngineActions
+from synergy_gym.envs.decisions import EngineActions, checked_interval_ns
 from synergy_gym.envs.fused import ILLEGAL, FusedStep, engine_stepper
 from synergy_gym.envs.fused_engine import controlled_stepper, engine_control
 from synergy_gym.envs.rendering import Frame, Gauge
@@ -27,6 +27,8 @@ from synergy_gym.types import (
     EngineView,
     IntArray,
 )
+
+_INT64 = np.dtype(np.int64)
 
 
 class EngineBatchingEnv(ServingEnv):
@@ -126,7 +128,7 @@ class EngineBatchingEnv(ServingEnv):
 
     ```python
     >>> import gymnasium as gym, synergy_gym
-    >>> env = gym.make("SynergyGym/EngineBatching-v0", scenario="chat-h100", load=0.8)
+    >>> env = gym.make("SynergyGym/EngineBatching-v1", scenario="chat-h100", load=0.8)
     >>> observation, info = env.reset(seed=0)
 
     ```
@@ -170,7 +172,10 @@ class EngineBatchingEnv(ServingEnv):
         load: float = 1.0,
         workload: WorkloadSource | None = None,
         split: Split = "train",
-        action: Literal["limits", "full", "grid"] | EngineGrid = "limits",
+        horizon_s: float | None = None,
+        warmup_s: float | None = None,
+        action: Literal["limits", "full", "grid"] | EngineGrid = "grid",
+        decision_interval_s: float | None = 0.2,
         observation: Literal["flat", "dict"] = "flat",
         shaping: str | None = None,
         shaping_weight: float = 1.0,
@@ -187,6 +192,8 @@ class EngineBatchingEnv(ServingEnv):
             load=load,
             workload=workload,
             split=split,
+            horizon_s=horizon_s,
+            warmup_s=warmup_s,
             observation=observation,
             backend=backend,
             live=live_options(backend, live, model=model, clock=clock),
@@ -196,7 +203,7 @@ class EngineBatchingEnv(ServingEnv):
         if len(self.scenario.engines) != 1:
             raise ValueError(
                 f"scenario {self.scenario.name!r} has {len(self.scenario.engines)} engines; "
-                "EngineBatching needs one (use SynergyGym/ClusterRouting-v0 for a cluster)"
+                "EngineBatching needs one (use SynergyGym/ClusterRouting-v1 for a cluster)"
             )
         if self._live is not None and self._live.transport != "inprocess":
             raise ValueError(
@@ -207,18 +214,22 @@ class EngineBatchingEnv(ServingEnv):
         self.engine = spec
         self._actions = EngineActions(action, spec)
         self.grid = self._actions.grid
+        self.decision_interval_s = decision_interval_s
+        self._interval_ns = checked_interval_ns(decision_interval_s)
         self._budgets, self._caps = spec.max_num_batched_tokens, spec.max_num_seqs
         self.action_space = self._actions.space
-        self._limits = self.grid is None and not self._actions.is_full
+        self._shape = (len(self._actions.sizes),)
+        plain = self.grid is None and not self._actions.is_full
+        self._limits = plain and decision_interval_s is None
         self.control = engine_control(
-            spec, self.scenario.slos, self._actions.sizes, self._actions.grid
+            spec, self.scenario.slos, self._actions.sizes, self.grid, self._interval_ns
         )
         self._features = EngineFeatures(spec, self.scenario.slos)
         self._observe_as(self._features.layout, self._features.layout)
         self._state: IntArray = np.zeros(len(EngineStateField), np.int64)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Run one iteration; see the class docstring.
+        """Run the iterations of one decision; see the class docstring.
 
         Raises:
             ValueError: the action lies outside the action space.
@@ -227,6 +238,7 @@ class EngineBatchingEnv(ServingEnv):
         fused = self._fused
         if fused is None or not self._active:
             return self._step_apart(action)
+        iterations = 1
         if self._limits:
             try:
                 budget, cap = action.tolist()
@@ -236,28 +248,49 @@ class EngineBatchingEnv(ServingEnv):
                 self._actions.values(action)
             point, dt_s, reward = fused(budget, cap)
         else:
-            point, dt_s, reward = fused(np.array(self._actions.values(action), np.int64))
+            point, dt_s, reward, iterations = fused(self._encoded(action))
         if point == ILLEGAL:
             self._actions.values(action)
         observation = self._observation() if self._dict else self._buffer.copy()
         if point == DONE:
             reward, info = self._outcome(True)
-            return observation, reward, False, True, info
-        info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
-        return observation, reward, False, False, info
+        else:
+            info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
+        return observation, reward, False, point == DONE, self._counted(info, iterations)
+
+    def _encoded(self, action: Any) -> IntArray:
+        """The action as the compiled step reads it, which finds out whether it is legal."""
+        if (
+            type(action) is np.ndarray
+            and action.dtype == _INT64
+            and action.shape == self._shape
+            and action.flags.carray
+        ):
+            return action
+        return np.array(self._actions.values(action), np.int64)
+
+    def _counted(self, info: dict[str, Any], iterations: int) -> dict[str, Any]:
+        """The info, with the number of iterations where that is not always one."""
+        if self.decision_interval_s is not None:
+            info["iterations"] = iterations
+        return info
 
     def _step_apart(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The step in its parts, for every simulator and every option."""
         if not self._active:
-            return self._step_inactive()
-        values = self._actions.values(action)
-        self._sim.batch(self._actions.decision(values, partial(self._sim.engine_view, 0)))
-        ended = self._advance()
+            observation, reward, _, _, info = self._step_inactive()
+            return observation, reward, False, True, self._counted(info, 0)
+        sim, values = self._sim, self._actions.values(action)
+        begin_ns, iterations, ended = sim.now_ns, 0, False
+        while not ended and (not iterations or sim.now_ns - begin_ns < self._interval_ns):
+            sim.batch(self._actions.decision(values, partial(sim.engine_view, 0)))
+            ended = self._advance()
+            iterations += 1
         self._read(ended)
         reward, info = self._outcome(ended)
         if self._human:
             self.render()
-        return self._observation(), reward, False, ended, info
+        return self._observation(), reward, False, ended, self._counted(info, iterations)
 
     def engine_view(self) -> EngineView:
         """What an engine policy would see now; a snapshot.

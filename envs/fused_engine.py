@@ -3,13 +3,14 @@
 Equal to `synergy_gym.actions.batch_decision` and `Simulator.batch()`, the log hash included.
 What an action means on one engine is written down once in a control vector (int64):
 
-    C_FORM     FORM_LIMITS: the action is (token budget - 1, max running - 1)
-               FORM_FULL: and (chunk cap, order rule) behind them
-               FORM_GRID: an index per axis of an `EngineGrid`
-    C_COVER    1: a grid's budgets count tokens beside one per running decode
-    C_AXES     how many numbers an action has; their sizes start at C_SIZES
-    C_CLASSES  SLO classes; per class, from `C_LATE` on, the wait after which a request is
-               late, then the TTFT objectives, both in ns; behind them the grid's table
+    C_FORM      FORM_LIMITS: the action is (token budget - 1, max running - 1)
+                FORM_FULL: and (chunk cap, order rule) behind them
+                FORM_GRID: an index per axis of an `EngineGrid`
+    C_COVER     1: a grid's budgets count tokens beside one per running decode
+    C_AXES      how many numbers an action has; their sizes start at C_SIZES
+    C_CLASSES   SLO classes; per class, from `C_LATE` on, the wait after which a request is
+                late, then the TTFT objectives, both in ns; behind them the grid's table
+    C_INTERVAL  how long a decision holds, in ns; 0: for one iteration
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ from synergy_gym.sim.layout import (
     P_CHUNK,
 )
 from synergy_gym.sim.lists import num_decodes, row
+from synergy_gym.sim.points import DONE
 from synergy_gym.types import SLO, EngineSpec, IntArray
 
 FORM_LIMITS, FORM_FULL, FORM_GRID = 0, 1, 2
-C_FORM, C_COVER, C_AXES, C_CLASSES, C_SIZES = range(5)
+C_FORM, C_COVER, C_AXES, C_CLASSES, C_INTERVAL, C_SIZES = range(6)
 MAX_AXES = 5
 C_LATE = C_SIZES + MAX_AXES
 
@@ -69,7 +71,11 @@ _BEHIND = 1 << 60
 
 
 def engine_control(
-    spec: EngineSpec, slos: Sequence[SLO], sizes: Sequence[int], grid: EngineGrid | None
+    spec: EngineSpec,
+    slos: Sequence[SLO],
+    sizes: Sequence[int],
+    grid: EngineGrid | None,
+    interval_ns: int,
 ) -> IntArray:
     """The control vector of an engine whose actions have these sizes.
 
@@ -78,11 +84,12 @@ def engine_control(
         slos: the scenario's classes.
         sizes: of the action's dimensions: 2 are limits, 4 the full form.
         grid: the grid that the action indexes; `None` for the other forms.
+        interval_ns: how long a decision holds; 0: for one iteration.
     """
     form = FORM_GRID if grid is not None else FORM_LIMITS if len(sizes) == 2 else FORM_FULL
     head = np.zeros(C_LATE, np.int64)
-    head[[C_FORM, C_COVER, C_AXES, C_CLASSES]] = (
-        form, grid is not None and grid.cover_decodes, len(sizes), len(slos),
+    head[[C_FORM, C_COVER, C_AXES, C_CLASSES, C_INTERVAL]] = (
+        form, grid is not None and grid.cover_decodes, len(sizes), len(slos), interval_ns,
     )  # fmt: skip
     head[C_SIZES : C_SIZES + len(sizes)] = sizes
     table = np.empty(0, np.int64) if grid is None else grid.table(spec).ravel()
@@ -242,8 +249,8 @@ def is_legal(c, actions, at):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def play_action(a, io, c, actions, at, interval_ns):  # type: ignore[no-untyped-def]
-    """Repeat a legal action until `interval_ns` has passed, and observe.
+def play_action(a, io, c, actions, at):  # type: ignore[no-untyped-def]
+    """Take a legal action in every iteration that its interval covers, and observe.
 
     Returns (kind of the next point, iterations).
     """
@@ -253,7 +260,7 @@ def play_action(a, io, c, actions, at, interval_ns):  # type: ignore[no-untyped-
         take_batch(a, 0, a[H_ENG])
         point = advance(a, 0)
         iterations += 1
-        if point == 0 or a[H_NOW] - begin >= interval_ns:
+        if point == DONE or a[H_NOW] - begin >= c[C_INTERVAL]:
             break
     write_state(a, 0, a[H_ENG], a, a[H_STATE])
     write_engine_features(a, a[H_STATE], io, io, ENGINE_SCALE_SIZE)
@@ -263,9 +270,10 @@ def play_action(a, io, c, actions, at, interval_ns):  # type: ignore[no-untyped-
 @kernel
 def _step_controlled(a, io, c, actions):  # type: ignore[no-untyped-def]
     if not is_legal(c, actions, 0):
-        return np.int64(ILLEGAL), 0.0, 0.0
-    point, _ = play_action(a, io, c, actions, 0, 0)
-    return outcome(a, point)
+        return np.int64(ILLEGAL), 0.0, 0.0, np.int64(0)
+    point, iterations = play_action(a, io, c, actions, 0)
+    _, dt_s, reward = outcome(a, point)
+    return point, dt_s, reward, iterations
 
 
 def controlled_stepper(
@@ -273,7 +281,8 @@ def controlled_stepper(
 ) -> FusedStep | None:
     """`step(action)` of one engine, int64 and contiguous, or `None` without an arena.
 
-    An illegal action changes nothing and gives the point `ILLEGAL`.
+    Its outcome has the number of iterations at its end. An illegal action changes nothing and
+    gives the point `ILLEGAL`.
     """
     arena = usable_arena(simulator)
     if arena is None:

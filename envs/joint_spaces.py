@@ -69,9 +69,33 @@ class JointObservation:
             out[0] = float(layer == "engine")
         return out[self.parts[layer]]
 
+    def part(self, observation: Any, layer: Layer) -> Any:
+        """A layer's part of an observation, flat or a Dict, as its own environment shows it."""
+        own = self.parts[layer]
+        if not isinstance(observation, Mapping):
+            return observation[own]
+        return {k: v for k, v in observation.items() if _lies_in(self.views[k], own)}
+
+    def layer_space(self, space: spaces.Space[Any], layer: Layer) -> spaces.Space[Any]:
+        """The space of a layer by itself, of the space of whole observations."""
+        if isinstance(space, spaces.Dict):
+            return spaces.Dict(self.part(space.spaces, layer))
+        own = self.parts[layer]
+        return spaces.Box(self.layout.low[own], self.layout.high[own])
+
+    def agent_space(self, engine: int) -> spaces.Box:
+        """The space of what one engine sees, or with -1 the router."""
+        layout = self.router.layout if engine < 0 else self.engines[engine].layout
+        return spaces.Box(layout.low, layout.high)
+
     def write_engine(self, state: IntArray, engine: int, out: Float32Array) -> None:
         """Write what `engine` sees in this state of it."""
         self.engines[engine].write(state, self.begin(out, "engine"))
+
+
+def _lies_in(part: Part, own: slice) -> bool:
+    first = part.start if isinstance(part, slice) else part[0]
+    return bool(own.start <= first < own.stop)
 
 
 class JointActions:

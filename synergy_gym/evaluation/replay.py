@@ -6,8 +6,8 @@ from typing import Any
 
 from synergy_gym.evaluation.decision_log import DecisionLog, DecisionLogError, Replay
 from synergy_gym.evaluation.jobs import Job, episode_row, job_simulator
-from synergy_gym.evaluation.runner import episode_result, windowed
-from synergy_gym.scenario import load_scenario
+from synergy_gym.evaluation.runner import episode_result
+from synergy_gym.scenario import load_scenario, windowed
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, DONE

@@ -26,12 +26,11 @@ from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, TRACK_LAYERS, Job
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS, to_record
 from synergy_gym.evaluation.manifest import environment_ids
 from synergy_gym.evaluation.progress import DECISIONS, decisions_name
-from synergy_gym.evaluation.runner import windowed
 from synergy_gym.evaluation.submission_policy import MAKERS, Layer, is_registered
 from synergy_gym.evaluation.suites import Suite, find_suite
 from synergy_gym.evaluation.tables import Row, cell, csv_text, row_key
 from synergy_gym.evaluation.verify_figures import figure_problems
-from synergy_gym.scenario import ScenarioError, load_scenario
+from synergy_gym.scenario import load_scenario, windowed
 
 TIMED = "-timed"
 MOST_MB = 64
@@ -262,7 +261,7 @@ def _world_problems(board: Board, jobs: Mapping[tuple[Any, ...], Job]) -> Iterat
         if world not in hashes:
             try:
                 scenario = windowed(load_scenario(job.scenario), job.warmup_s, job.horizon_s)
-            except ScenarioError as error:
+            except ValueError as error:  # no such scenario, or a window that it cannot have
                 yield f"{place(board, row)}: {error}"
                 continue
             hashes[world] = scenario.hash()

@@ -11,12 +11,13 @@ from gymnasium.utils.env_checker import check_env
 
 import synergy_gym  # noqa: F401 - registers the ids
 
-ENGINE, ROUTER = "SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v0"
-JOINT = "SynergyGym/CrossLayer-v0"
+ENGINE, ROUTER = "SynergyGym/EngineBatching-v1", "SynergyGym/ClusterRouting-v1"
+JOINT = "SynergyGym/CrossLayer-v1"
 ALIKE = "long-context-4xh100"  # checkers do not read masks, and unlike engines have some
 MODES = (None, "human", "ansi", "rgb_array")
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     (ENGINE, {}),
+    (ENGINE, {"action": "limits", "decision_interval_s": None}),
     (ENGINE, {"action": "full"}),
     (ENGINE, {"observation": "dict"}),
     (ENGINE, {"shaping": "backlog", "shaping_beta_per_s": 0.1}),
