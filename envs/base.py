@@ -125,6 +125,15 @@ class ServingEnv(gym.Env[Any, Any]):
         measured = self._live is not None and self._live.clock != "model"
         self._spec = replace(spec, nondeterministic=True) if spec and measured else spec
 
+    def _need_inprocess(self, name: str) -> None:
+        """For environments that decide about iterations."""
+        if self._live is not None and self._live.transport != "inprocess":
+            raise ValueError(
+                f"transport={self._live.transport!r} cannot ask before every iteration; {name} "
+                "steps engines of this process: use transport='inprocess', or "
+                "SynergyGym/ClusterRouting-v1 with engines that batch by themselves"
+            )
+
     def _observe_as(self, layout: ObservationLayout, views: Mapping[str, Part]) -> None:
         """Fix the observation space; `views` are the parts of the Dict form."""
         self.observation_layout = layout

@@ -19,12 +19,12 @@ from synergy_gym.envs.fixed_layers import (
     FixedRouter,
     RouterPolicySpec,
 )
-from synergy_gym.envs.fused_engine import engine_control
-from synergy_gym.envs.fused_joint import HELD_ACTION, HELD_UNTIL, JointStep, joint_stepper
+from synergy_gym.envs.fused_joint import JointStep, joint_stepper
+from synergy_gym.envs.held import HeldDecisions
 from synergy_gym.envs.joint_spaces import LAYERS, JointActions, JointObservation, Layer
 from synergy_gym.envs.rendering import Frame
 from synergy_gym.envs.router_view import cluster_frame, read_router
-from synergy_gym.live.backend import REAL_TIME, LiveOptions, live_options
+from synergy_gym.live.backend import LiveOptions, live_options
 from synergy_gym.observation import Float32Array
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_router_potential
 from synergy_gym.scenario import Scenario
@@ -55,6 +55,11 @@ class CrossLayerEnv(ServingEnv):
     their next iteration (lowest engine first). So an engine that is free when a request arrives
     can take it into the very iteration that it plans then. `info["layer"]` (`"router"` or
     `"engine"`) and `info["agent"]` (`"router"`, `"engine_0"`, ...) say who decides next.
+
+    An engine's decision holds for all of its iterations that begin before `decision_interval_s` has
+    passed, whatever is decided elsewhere meanwhile: a grid's cell is applied anew to each. Then the
+    engine is asked again; with `None` it is asked before every iteration. `info["iterations"]`
+    counts those that began during the step. The router is asked for every request.
 
     `router_policy=` or `engine_policy=` gives a layer to a policy, as `synergy_gym.evaluate` takes
     it; then the agent decides the other layer alone, and observations and actions are exactly
@@ -135,9 +140,7 @@ class CrossLayerEnv(ServingEnv):
 
     ## Starting State
 
-    An empty cluster at the first arrival. `reset(seed=n)` plays episode n of the scenario: the
-    seed fixes traffic and noise. `reset()` draws a seed of the split.
-    `reset(options={"load": 1.2, "workload": w})` changes the traffic of one episode.
+    An empty cluster at the first arrival. Seeds and options are those of `ClusterRouting-v1`.
 
     ## Episode End
 
@@ -157,23 +160,23 @@ class CrossLayerEnv(ServingEnv):
     | `load`            | float                    | `1.0`         | multiple of the scenario's arrival rate |
     | `workload`        | `Workload`, function or None | `None`    | fixed traffic, or a function of (load, seed) |
     | `split`           | str                      | `"train"`     | seeds of `reset()`: train, validation, test |
+    | `horizon_s`, `warmup_s` | float or None      | `None`        | as in `EngineBatching-v1`               |
     | `action`          | str or `EngineGrid`      | `"grid"`      | the engine's part: `"limits"`, `"full"`, `"grid"` or a grid |
+    | `decision_interval_s` | float or None        | `2.0`         | how long an engine's decision holds, seconds; `None`: for one iteration. Without effect under `engine_policy` |
     | `action_form`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
     | `observation`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
     | `shaping`         | str or None              | `None`        | `"in-flight"` or `"imbalance"`          |
-    | `shaping_weight`  | float                    | `1.0`         | its factor                              |
-    | `shaping_beta_per_s` | float                 | `0.0`         | its discount rate, 1/s                  |
+    | `shaping_weight`, `shaping_beta_per_s` | float | `1.0`, `0.0` | its factor, and its discount rate, 1/s |
     | `backend`         | str                      | `"sim"`       | `"sim"`, `"reference"` (plain Python) or `"vllm"` (real engines in this process) |
-    | `model`           | str or None              | `None`        | vLLM: as in `EngineBatching-v1`         |
-    | `clock`           | str or None              | `None`        | vLLM: as in `EngineBatching-v1`         |
-    | `live`            | `LiveOptions` or None    | `None`        | vLLM: all its options (`synergy_gym.live.backend`) |
+    | `model`, `clock`, `live` | as in `EngineBatching-v1` | `None` | vLLM only                               |
     | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
 
     `snapshot()` and `restore(snapshot)` go back to any moment of the episode.
 
     ## Version History
 
-    * v0: first version.
+    * v1: an engine's decision holds for `decision_interval_s`; `horizon_s`, `warmup_s`.
+    * v0: first version, `decision_interval_s=None`.
     """  # noqa: E501
 
     def __init__(
@@ -189,7 +192,7 @@ class CrossLayerEnv(ServingEnv):
         warmup_s: float | None = None,
         action: Literal["limits", "full", "grid"] | EngineGrid = "grid",
         action_form: Literal["flat", "dict"] = "flat",
-        decision_interval_s: float | None = 1.0,
+        decision_interval_s: float | None = 2.0,
         observation: Literal["flat", "dict"] = "flat",
         shaping: str | None = None,
         shaping_weight: float = 1.0,
@@ -214,7 +217,7 @@ class CrossLayerEnv(ServingEnv):
             shaping=PotentialShaping(shaping_weight, shaping_beta_per_s) if shaping else None,
             render_mode=render_mode,
         )
-        self._check_transport()
+        self._need_inprocess("CrossLayer")
         self.engines = self.scenario.engines
         self._fix(router_policy, engine_policy)
         is_dict = choice("action_form", action_form, FORMS) == "dict"
@@ -224,14 +227,8 @@ class CrossLayerEnv(ServingEnv):
         self._observe_as(self._joint.layout, self._joint.views)
         self._can_be_down = any(event.kind == "down" for event in self.scenario.events)
         self.decision_interval_s = None if self._engines else decision_interval_s
-        interval_ns = checked_interval_ns(decision_interval_s)
-        controls = [
-            engine_control(spec, self.scenario.slos, own.sizes, own.grid, interval_ns)
-            for spec, own in zip(self.engines, self.actions.engines, strict=True)
-        ]
-        self._interval_ns, self._controls = interval_ns, np.stack(controls)
-        width = HELD_ACTION + len(self.actions.engines[0].sizes)
-        self._held: IntArray = np.zeros((len(self.engines), width), np.int64)
+        self._held = HeldDecisions(self.actions.engines, checked_interval_ns(decision_interval_s))
+        self._controls = self.actions.controls(self.engines, self.scenario.slos)
         self._iterations = 0
         self._compiled: JointStep | None = None
         self._names = [f"engine_{i}" for i in range(len(self.engines))]
@@ -239,14 +236,6 @@ class CrossLayerEnv(ServingEnv):
         self._engine = 0
         self._rows: IntArray = np.zeros((len(self.engines), len(RouterRow)), np.int64)
         self._met_by: IntArray = np.zeros(len(self.engines), np.int64)
-
-    def _check_transport(self) -> None:
-        if self._live is not None and self._live.transport in REAL_TIME:
-            raise ValueError(
-                f"transport={self._live.transport!r} cannot ask before every iteration; CrossLayer "
-                "steps engines of this process: use transport='inprocess', or "
-                "SynergyGym/ClusterRouting-v1 with engines that batch by themselves"
-            )
 
     def _fix(self, router: RouterPolicySpec | None, engine: EnginePolicySpec | None) -> None:
         engines, slos = self.engines, tuple(self.scenario.slos)
@@ -307,8 +296,7 @@ class CrossLayerEnv(ServingEnv):
         if self._point == ROUTE:
             self._sim.route(self._checked(action))
         else:
-            self._decide(self._engine, action)
-            self._held[self._engine, HELD_UNTIL] = self._sim.now_ns + self._interval_ns
+            self._held.take(self._engine, action, self._sim.now_ns)
             self._plan(self._engine)
         ended = self._advance()
         self._read(ended)
@@ -322,7 +310,7 @@ class CrossLayerEnv(ServingEnv):
         if self._point == ROUTE:
             result = step.route(self._checked(action))
         else:
-            self._decide(self._engine, action)
+            self._held.take(self._engine, action, self._sim.now_ns)
             result = step.batch()
         self._point, engine, dt_s, reward, self._iterations = result
         if self._point == DONE:
@@ -348,15 +336,10 @@ class CrossLayerEnv(ServingEnv):
         alive = self._alive() if self._can_be_down else None
         return checked_engine(action, len(self.engines), alive, self._sim.now_ns)
 
-    def _decide(self, engine: int, action: Any) -> None:
-        """Have an engine hold an action."""
-        self._held[engine, HELD_ACTION:] = self.actions.engines[engine].values(action)
-
     def _plan(self, engine: int) -> None:
-        """Plan the next iteration of an engine by the action that it holds."""
-        values = self._held[engine, HELD_ACTION:].tolist()
+        """Plan the next iteration of an engine by its last decision."""
         view = partial(self._sim.engine_view, engine)
-        self._sim.batch(self.actions.engines[engine].decision(values, view))
+        self._sim.batch(self._held.decision(engine, view))
         self._iterations += 1
 
     def _turn(self) -> dict[str, Any]:
@@ -369,7 +352,7 @@ class CrossLayerEnv(ServingEnv):
         if self.layer is not None:
             info["layer"], info["agent"] = self.layer, self.agent
             if self._can_be_illegal():
-                mask = self.actions.info_mask(self.layer, self._legal())
+                mask = self.actions.info_mask(self.layer, self.agent_masks())
                 info |= {} if mask is None else {"action_mask": mask}
         return info
 
@@ -377,9 +360,6 @@ class CrossLayerEnv(ServingEnv):
         if self._point == ROUTE:
             return self._can_be_down
         return self.actions.is_smaller[self._engine]
-
-    def _legal(self) -> list[BoolArray]:
-        return self.actions.legal(self.layer or self.layers[0], self._engine, self._alive())
 
     def _alive(self) -> BoolArray:
         if self._sim is None or not self._can_be_down or self._point != ROUTE:
@@ -392,11 +372,11 @@ class CrossLayerEnv(ServingEnv):
 
         That is what is legal for the deciding layer, and 0 alone for the other.
         """
-        return self.actions.masks(self.layer or self.layers[0], self._legal())
+        return self.actions.masks(self.layer or self.layers[0], self.agent_masks())
 
     def agent_masks(self) -> list[BoolArray]:
         """Which values of each number of the deciding layer's own action are legal."""
-        return self._legal()
+        return self.actions.legal(self.layer or self.layers[0], self._engine, self._alive())
 
     def part(self, observation: Any, layer: Layer | None = None) -> Any:
         """A layer's part of an observation, as the layer's own environment shows it.
@@ -445,7 +425,7 @@ class CrossLayerEnv(ServingEnv):
     def _build(self, episode: Episode) -> Any:
         self._met_by = np.zeros(len(self.engines), np.int64)
         self._engine = self._iterations = 0
-        self._held[:] = 0
+        self._held.table[:] = 0
         if self._router is not None:
             self._router.reset(episode.seed)
         if self._engines is None:
@@ -460,7 +440,8 @@ class CrossLayerEnv(ServingEnv):
         joint, made = self._joint, None
         if plain and not self._human and not self._can_be_down:
             scales = [features.scale for features in joint.engines]
-            made = joint_stepper(simulator, joint.router.scale, scales, self._controls, self._held)
+            held = self._held.table
+            made = joint_stepper(simulator, joint.router.scale, scales, self._controls, held)
         self._compiled = None if made is None else made[0]
         self._fused = self._adopt(None if made is None else made[1])
 
@@ -472,7 +453,7 @@ class CrossLayerEnv(ServingEnv):
                 self._router.answer(sim)
             elif point == BATCH and self._engines is not None:
                 self._engines.answer(sim)
-            elif point == BATCH and sim.now_ns < self._held[sim.point_engine, HELD_UNTIL]:
+            elif point == BATCH and self._held.holds(sim.point_engine, sim.now_ns):
                 self._plan(sim.point_engine)
             else:
                 break
@@ -496,12 +477,12 @@ class CrossLayerEnv(ServingEnv):
 
     def _save(self) -> Any:
         fixed = copy.deepcopy((self._router, self._engines))
-        arrays = self._rows.copy(), self._met_by.copy(), self._held.copy()
+        arrays = self._rows.copy(), self._met_by.copy(), self._held.table.copy()
         return self._point, self._engine, arrays, fixed
 
     def _restore_extra(self, extra: Any) -> None:
         self._point, self._engine, arrays, fixed = copy.deepcopy(extra)
-        self._rows, self._met_by, self._held = arrays
+        self._rows, self._met_by, self._held.table = arrays
         self._router, self._engines = fixed
         self._bind(self._sim)
 

@@ -205,11 +205,7 @@ class EngineBatchingEnv(ServingEnv):
                 f"scenario {self.scenario.name!r} has {len(self.scenario.engines)} engines; "
                 "EngineBatching needs one (use SynergyGym/ClusterRouting-v1 for a cluster)"
             )
-        if self._live is not None and self._live.transport != "inprocess":
-            raise ValueError(
-                f"transport={self._live.transport!r} cannot ask before every iteration; "
-                "EngineBatching steps an engine of this process, use transport='inprocess'"
-            )
+        self._need_inprocess("EngineBatching")
         spec = self.scenario.engines[0]
         self.engine = spec
         self._actions = EngineActions(action, spec)

@@ -75,7 +75,7 @@ def engine_control(
     slos: Sequence[SLO],
     sizes: Sequence[int],
     grid: EngineGrid | None,
-    interval_ns: int,
+    interval_ns: int = 0,
 ) -> IntArray:
     """The control vector of an engine whose actions have these sizes.
 

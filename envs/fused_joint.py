@@ -23,7 +23,7 @@ from synergy_gym.envs.fused import (
     send_request,
     usable_arena,
 )
-from synergy_gym.envs.fused_engine import C_INTERVAL, choose
+from synergy_gym.envs.fused_engine import choose
 from synergy_gym.features import (
     ENGINE_SCALE_SIZE,
     NUM_ENGINE_FEATURES,
@@ -113,8 +113,6 @@ def _route(a, io, controls, held, engine):  # type: ignore[no-untyped-def]
 
 @kernel
 def _batch(a, io, controls, held):  # type: ignore[no-untyped-def]
-    i = a[H_PENG]
-    held[i, HELD_UNTIL] = a[H_NOW] + controls[i, C_INTERVAL]
     _plan(a, controls, held)
     return _go_on(a, io, controls, held, 1)
 
@@ -126,8 +124,7 @@ class JointStep:
         arena: the simulator's memory.
         io: scales and observations.
         controls: what the actions of each engine mean (`engine_control`), a row each.
-        held: what each engine has decided, int64 `(engines, 1 + numbers of an action)`, see
-            `HELD_UNTIL`. Shared with the environment.
+        held: what each engine has decided: the table of `HeldDecisions`.
     """
 
     def __init__(

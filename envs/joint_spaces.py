@@ -16,6 +16,7 @@ from synergy_gym.actions import EngineGrid
 from synergy_gym.envs.base import Part
 from synergy_gym.envs.cluster_routing import router_parts
 from synergy_gym.envs.decisions import EngineActions
+from synergy_gym.envs.fused_engine import engine_control
 from synergy_gym.features import EngineFeatures, RouterFeatures
 from synergy_gym.observation import Float32Array, Group, ObservationLayout, Slot
 from synergy_gym.types import SLO, BoolArray, EngineSpec, IntArray
@@ -138,6 +139,11 @@ class JointActions:
         if self._is_dict:
             return spaces.Dict({layer: self.spaces[layer] for layer in self.layers})
         return spaces.MultiDiscrete([len(self.engines), *self._sizes])
+
+    def controls(self, engines: Sequence[EngineSpec], slos: Sequence[SLO]) -> IntArray:
+        """What the actions of each engine mean to the compiled step, a row each."""
+        pairs = zip(engines, self.engines, strict=True)
+        return np.stack([engine_control(spec, slos, own.sizes, own.grid) for spec, own in pairs])
 
     def part(self, action: Any, layer: Layer) -> Any:
         """What an action says for the layer that decides.
