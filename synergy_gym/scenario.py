@@ -297,7 +297,7 @@ def windowed(scenario: Scenario, warmup_s: float | None, horizon_s: float | None
         if value is not None:
             cure = f"None keeps the scenario's own {getattr(scenario, name):g} s"
             given[name] = checked_seconds(name, value, cure, zero=name == "warmup_s")
-    changed = dataclasses.replace(scenario, **given)
+    changed = dataclasses.replace(scenario, **given) if given else scenario
     if not 0 <= changed.warmup_s < changed.horizon_s:
         raise ValueError(
             f"warm-up {changed.warmup_s} s and horizon {changed.horizon_s} s leave no scored "

@@ -74,12 +74,12 @@ Versions = Mapping[str, Mapping[str, Mapping[str, str]]]
 
 
 def played_versions() -> Versions:
-    """The reference episodes, played now."""
-    ids = {name.rpartition("-v")[0]: name for name in environment_ids()}
-    return {
-        ids[name]: {str(episode): episode.played() for episode in episodes}
+    """The reference episodes of every environment id, played now."""
+    played = {
+        name: {str(episode): episode.played() for episode in episodes}
         for name, episodes in EPISODES.items()
     }
+    return {name: played[name.rpartition("-v")[0]] for name in environment_ids()}
 
 
 def version_problems(known: Versions, played: Versions) -> Iterator[str]:

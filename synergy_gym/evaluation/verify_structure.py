@@ -168,8 +168,9 @@ def _file_problems(folder: Path) -> Iterator[str]:
 
 
 def _version_problems(board: Board) -> Iterator[str]:
+    """Whether every environment that the board names, versions included, still exists."""
     where, given = board.folder / MANIFEST_FILE, board.manifest.get("environments")
-    if given != environment_ids():
+    if not isinstance(given, list) or not given or not set(map(str, given)) <= {*environment_ids()}:
         yield (
             f"{where}: environments is {given}, this version has {environment_ids()}; verify with "
             "the version of synergy-gym that wrote the board, or play it again"
