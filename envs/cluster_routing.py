@@ -141,6 +141,7 @@ class ClusterRoutingEnv(ServingEnv):
     | `workload`        | `Workload`, function or None | `None`    | fixed traffic, or a function of (load, seed) |
     | `engine_policy`   | name, class or instance  | `"vllm-v1"`   | how every engine batches                |
     | `split`           | str                      | `"train"`     | seeds of `reset()`: train, validation, test |
+    | `horizon_s`, `warmup_s` | float or None      | `None`        | as in `EngineBatching-v1`               |
     | `observation`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
     | `shaping`         | str or None              | `None`        | a potential of the table above          |
     | `shaping_weight`  | float                    | `1.0`         | its factor                              |
@@ -177,6 +178,7 @@ class ClusterRoutingEnv(ServingEnv):
 
     ## Version History
 
+    * v1: `horizon_s`, `warmup_s`; every request is a decision, as before.
     * v0: first version.
     """  # noqa: E501
 

@@ -36,19 +36,36 @@ class EngineBatchingEnv(ServingEnv):
 
     ## Description
 
-    One LLM-serving engine with continuous batching (vLLM's V1 scheduler). Before every iteration
-    the agent says how many tokens the iteration may take and how many requests may run. Large
-    iterations serve prompts sooner (time to first token), small ones keep the running
+    One LLM-serving engine with continuous batching (vLLM's V1 scheduler). Every so often the agent
+    says how many tokens an iteration may take and how many requests may run. Large iterations serve prompts sooner (time to first token), small ones keep the running
     conversations smooth (time per output token); memory for the KV cache is limited, and admitting
     too much ends in preemptions.
 
-    A step is one iteration: its tokens are computed, requests that finished leave, and time goes
-    on to the start of the next iteration. Time without work is skipped inside `step()`.
-    Iterations last different times; `info["dt_s"]` says how long.
+    A step is one decision. It holds for every iteration that begins before `decision_interval_s`
+    has passed: their tokens are computed, requests that finished leave, and time goes on to the
+    start of the iteration after. With `decision_interval_s=None` a step is one iteration. Time
+    without work is skipped inside `step()`. `info["dt_s"]` says how long the step lasted (an
+    interval, and what is left of the iteration that it ends in), `info["iterations"]` how many
+    iterations it had.
 
     ## Action Space
 
-    `MultiDiscrete([max_num_batched_tokens, max_num_seqs])`, and with `action="full"`
+    `MultiDiscrete([9, 5, 2, 2])`, a cell of `synergy_gym.actions.DEFAULT_GRID`, or
+    `MultiDiscrete(grid.shape)` of an `EngineGrid` of your own: a choice of a few values per axis,
+    small enough to learn, and the same for engines with other limits.
+
+    | Num | Meaning                                                          | Values                                |
+    |-----|------------------------------------------------------------------|---------------------------------------|
+    | 0   | prompt tokens of an iteration, beside one for each running decode | 0, 64, 128, ..., 4096, 8192           |
+    | 1   | admission cap: none is admitted while so many run                | 1/32, 1/16, 1/8, 1/4, 1 of max_num_seqs |
+    | 2   | order of the waiting queue                                       | as it is; late last and shortest first |
+    | 3   | hold: no request that is late is admitted                        | no, yes                               |
+
+    A cell is a rule: within an interval it is applied to every iteration anew. What exceeds a limit
+    of the engine stands for the limit.
+
+    With `action="limits"` the space is `MultiDiscrete([max_num_batched_tokens, max_num_seqs])`,
+    with `action="full"`
     `MultiDiscrete([max_num_batched_tokens, max_num_seqs, max_num_batched_tokens + 1, 5])`:
 
     | Num | Meaning                                              | Value a stands for                        |
@@ -65,11 +82,6 @@ class EngineBatchingEnv(ServingEnv):
     without one come last; late are requests without a first token after 0.7 of their TTFT objective. An
     engine with priority scheduling keeps its own order. Anything outside the space is a
     `ValueError`.
-
-    With `action="grid"`, or an `EngineGrid` of your own (`synergy_gym.actions`), the space is
-    `MultiDiscrete(grid.shape)`: a choice of a few budgets, caps, chunk caps and order rules,
-    small enough to learn, and the same for engines with other limits. Its budgets count prompt
-    tokens beside one token for every running decode.
 
     ## Observation Space
 
@@ -103,7 +115,7 @@ class EngineBatchingEnv(ServingEnv):
     the undiscounted return is the number of SLO-attaining requests. Scored are arrivals in
     [warm-up, horizon). `info["reward_terms"]` names the parts: `slo_met`, and `shaping` if
     `shaping=` names a potential Phi: weight * (exp(-beta dt) * Phi(s') - Phi(s)), Phi = 0 at the
-    end, which does not change the optimal policy.
+    end, which does not change the optimal policy; s and s' are the ends of the step.
 
     | `shaping` | Phi                                                              |
     |-----------|------------------------------------------------------------------|
@@ -122,7 +134,7 @@ class EngineBatchingEnv(ServingEnv):
     its last deadline; it never terminates. The last info has `episode_metrics` (what the
     leaderboard reports) and `log_hash` (equal hashes: equal decisions in equal traffic). An episode
     in which no iteration can be planned (no request, or all rejected) has one step without
-    effect.
+    effect. With the defaults an episode has about 600 steps.
 
     ## Arguments
 
@@ -139,7 +151,10 @@ class EngineBatchingEnv(ServingEnv):
     | `load`            | float                    | `1.0`         | multiple of the scenario's arrival rate |
     | `workload`        | `Workload`, function or None | `None`    | fixed traffic, or a function of (load, seed) |
     | `split`           | str                      | `"train"`     | seeds of `reset()`: train, validation, test |
-    | `action`          | str or `EngineGrid`      | `"limits"`    | `"limits"`, `"full"`, `"grid"` or a grid |
+    | `horizon_s`       | float or None            | `None`        | arrivals stop here, seconds; `None`: as the scenario says. A given workload keeps its arrivals |
+    | `warmup_s`        | float or None            | `None`        | arrivals before this are not scored; `None`: as the scenario says |
+    | `action`          | str or `EngineGrid`      | `"grid"`      | `"grid"`, a grid, `"limits"` or `"full"` |
+    | `decision_interval_s` | float or None        | `0.5`         | how long a decision holds, seconds; `None`: for one iteration |
     | `observation`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
     | `shaping`         | str or None              | `None`        | a potential of the table above          |
     | `shaping_weight`  | float                    | `1.0`         | its factor                              |
@@ -150,8 +165,8 @@ class EngineBatchingEnv(ServingEnv):
     | `live`            | `LiveOptions` or None    | `None`        | vLLM: all its options (`synergy_gym.live.backend`) |
     | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
 
-    With `backend="vllm"` a step is one `LLMEngine.step()` of a real engine with the scenario's
-    limits. Time is virtual all the same: iterations last what was measured (or modelled), time
+    With `backend="vllm"` an iteration is one `LLMEngine.step()` of a real engine with the
+    scenario's limits. Time is virtual all the same: iterations last what was measured (or modelled), time
     between requests is skipped. With `clock="model"` episodes equal the simulated ones bit for
     bit; with a measured clock no two are alike. The engine is started by the first `reset()`
     (seconds) and lent from episode to episode (milliseconds). All events work: a slowdown
@@ -162,7 +177,8 @@ class EngineBatchingEnv(ServingEnv):
 
     ## Version History
 
-    * v0: first version.
+    * v1: grid actions that hold for `decision_interval_s`; `horizon_s`, `warmup_s`.
+    * v0: first version, `action="limits", decision_interval_s=None`.
     """  # noqa: E501
 
     def __init__(
@@ -175,7 +191,7 @@ class EngineBatchingEnv(ServingEnv):
         horizon_s: float | None = None,
         warmup_s: float | None = None,
         action: Literal["limits", "full", "grid"] | EngineGrid = "grid",
-        decision_interval_s: float | None = 0.2,
+        decision_interval_s: float | None = 0.5,
         observation: Literal["flat", "dict"] = "flat",
         shaping: str | None = None,
         shaping_weight: float = 1.0,

@@ -147,7 +147,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         "scenarios": list_scenarios(),
         "policies": [*engine_policies(), *router_policies()],
         "suites": ["quick", "full"],
-        "envs": ["SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v0"],
+        "envs": ["SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v1"],
         "traces": ["azure"],
     }
     for what, names in expected.items():
