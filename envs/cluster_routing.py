@@ -48,7 +48,8 @@ class ClusterRoutingEnv(ServingEnv):
     than the moment, with their age. Each engine batches by its own policy (`engine_policy`).
 
     A step is one routed request: the request goes to the engine, and time goes on to the next
-    arrival (or to the end). `info["dt_s"]` says how long that was.
+    arrival (or to the end). `info["dt_s"]` says how long that was. There is no longer decision:
+    every request needs an engine at once.
 
     ## Action Space
 

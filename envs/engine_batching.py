@@ -36,8 +36,9 @@ class EngineBatchingEnv(ServingEnv):
 
     ## Description
 
-    One LLM-serving engine with continuous batching (vLLM's V1 scheduler). Every so often the agent
-    says how many tokens an iteration may take and how many requests may run. Large iterations serve prompts sooner (time to first token), small ones keep the running
+    One LLM-serving engine with continuous batching (vLLM's V1 scheduler). Once a second, or before
+    every iteration, the agent says how many tokens an iteration may take and how many requests may
+    run. Large iterations serve prompts sooner (time to first token), small ones keep the running
     conversations smooth (time per output token); memory for the KV cache is limited, and admitting
     too much ends in preemptions.
 
@@ -134,7 +135,7 @@ class EngineBatchingEnv(ServingEnv):
     its last deadline; it never terminates. The last info has `episode_metrics` (what the
     leaderboard reports) and `log_hash` (equal hashes: equal decisions in equal traffic). An episode
     in which no iteration can be planned (no request, or all rejected) has one step without
-    effect. With the defaults an episode has about 600 steps.
+    effect. With the defaults an episode has about 300 steps.
 
     ## Arguments
 
@@ -154,7 +155,7 @@ class EngineBatchingEnv(ServingEnv):
     | `horizon_s`       | float or None            | `None`        | arrivals stop here, seconds; `None`: as the scenario says. A given workload keeps its arrivals |
     | `warmup_s`        | float or None            | `None`        | arrivals before this are not scored; `None`: as the scenario says |
     | `action`          | str or `EngineGrid`      | `"grid"`      | `"grid"`, a grid, `"limits"` or `"full"` |
-    | `decision_interval_s` | float or None        | `0.5`         | how long a decision holds, seconds; `None`: for one iteration |
+    | `decision_interval_s` | float or None        | `1.0`         | how long a decision holds, seconds; `None`: for one iteration |
     | `observation`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
     | `shaping`         | str or None              | `None`        | a potential of the table above          |
     | `shaping_weight`  | float                    | `1.0`         | its factor                              |
@@ -191,7 +192,7 @@ class EngineBatchingEnv(ServingEnv):
         horizon_s: float | None = None,
         warmup_s: float | None = None,
         action: Literal["limits", "full", "grid"] | EngineGrid = "grid",
-        decision_interval_s: float | None = 0.5,
+        decision_interval_s: float | None = 1.0,
         observation: Literal["flat", "dict"] = "flat",
         shaping: str | None = None,
         shaping_weight: float = 1.0,

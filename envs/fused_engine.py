@@ -119,41 +119,55 @@ def _key(a, q, c, rule):  # type: ignore[no-untyped-def]
 
 @kernel
 def _number(a, e, c, rule):  # type: ignore[no-untyped-def]
-    """Note every request's place in the queue; (is it sorted already, is any late)."""
+    """Note every request's place in the queue; (number of sorted runs, key of the last)."""
     r, i = a[e + E_WAIT_HEAD], 0
-    is_sorted, any_late, last = True, False, np.int64(-(1 << 62))
+    runs, last = 1, np.int64(-(1 << 62))
     while r >= 0:
         q = row(a, 0, r)
         a[q + F_CAL] = i
         key = _key(a, q, c, rule)
-        is_sorted = is_sorted and last <= key
-        any_late = any_late or _is_late(a, q, c) != 0
+        runs += key < last
         last = key
         r = a[q + F_NEXT]
         i += 1
-    return is_sorted, any_late
+    return runs, last
 
 
 @kernel
-def _merge_once(a, head, width, c, rule):  # type: ignore[no-untyped-def]
-    """Merge neighbouring runs of `width` requests; (new head, how many merges)."""
-    new_head, tail, left, merges = np.int64(-1), np.int64(-1), head, 0
+def _after_run(a, r, key, c, rule):  # type: ignore[no-untyped-def]
+    """The first request behind the sorted run that begins with request `r`, -1 at the end."""
+    while True:
+        r = a[row(a, 0, r) + F_NEXT]
+        if r < 0:
+            return r
+        following = _key(a, row(a, 0, r), c, rule)
+        if following < key:
+            return r
+        key = following
+
+
+@kernel
+def _merge_runs(a, head, c, rule):  # type: ignore[no-untyped-def]
+    """Merge every sorted run with the one behind it; (new head, how many runs are left)."""
+    new_head, tail, left, runs = np.int64(-1), np.int64(-1), head, 0
     while left >= 0:
-        merges += 1
-        right, in_left = left, 0
-        while in_left < width and right >= 0:
-            right = a[row(a, 0, right) + F_NEXT]
-            in_left += 1
-        in_right = width
-        while in_left > 0 or (in_right > 0 and right >= 0):
-            from_left = in_right == 0 or right < 0
-            if in_left > 0 and not from_left:
-                here, there = row(a, 0, left), row(a, 0, right)
-                from_left = _key(a, here, c, rule) <= _key(a, there, c, rule)
-            if in_left > 0 and from_left:
-                taken, left, in_left = left, a[row(a, 0, left) + F_NEXT], in_left - 1
+        runs += 1
+        key = _key(a, row(a, 0, left), c, rule)
+        middle = _after_run(a, left, key, c, rule)
+        right, in_left, in_right = middle, True, middle >= 0
+        right_key = _key(a, row(a, 0, right), c, rule) if in_right else np.int64(0)
+        while in_left or in_right:
+            if in_left and (not in_right or key <= right_key):
+                taken, left = left, a[row(a, 0, left) + F_NEXT]
+                in_left = left != middle
+                if in_left:
+                    key = _key(a, row(a, 0, left), c, rule)
             else:
-                taken, right, in_right = right, a[row(a, 0, right) + F_NEXT], in_right - 1
+                taken, right = right, a[row(a, 0, right) + F_NEXT]
+                in_right = right >= 0
+                if in_right:
+                    before, right_key = right_key, _key(a, row(a, 0, right), c, rule)
+                    in_right = right_key >= before
             if tail < 0:
                 new_head = taken
             else:
@@ -161,7 +175,7 @@ def _merge_once(a, head, width, c, rule):  # type: ignore[no-untyped-def]
             tail = taken
         left = right
     a[row(a, 0, tail) + F_NEXT] = -1
-    return new_head, merges
+    return new_head, runs
 
 
 @kernel
@@ -183,16 +197,19 @@ def _chain_order(a, e):  # type: ignore[no-untyped-def]
 
 @kernel
 def sort_waiting(a, e, c, rule):  # type: ignore[no-untyped-def]
-    """Bring the waiting queue into the order of a rule (merge sort of the list, stable)."""
+    """Bring the waiting queue into the order of a rule (natural merge sort of the list, stable).
+
+    A queue that was sorted before the last iteration has few runs: only who has come or become
+    late since is out of place.
+    """
     if rule == QUEUE or a[e + E_WAITING] < 2 or a[e + E_PRIORITY] != 0:
         return
-    is_sorted, any_late = _number(a, e, c, rule)
-    if rule == LATE_LAST and not any_late:
-        return
-    head, width, merges = a[e + E_WAIT_HEAD], 1, 1 if is_sorted else 2
-    while merges > 1:
-        head, merges = _merge_once(a, head, width, c, rule)
-        width *= 2
+    runs, last = _number(a, e, c, rule)
+    if rule == LATE_LAST and runs == 1 and last == 0:
+        return  # nobody is late
+    head = a[e + E_WAIT_HEAD]
+    while runs > 1:
+        head, runs = _merge_runs(a, head, c, rule)
     a[e + E_WAIT_HEAD] = head
     _chain_order(a, e)
 
@@ -202,12 +219,12 @@ def _held(a, e, c, most):  # type: ignore[no-untyped-def]
     """The cap that admits no late request."""
     if a[e + E_WAITING] == 0:
         return most
-    punctual, r = a[e + E_WAITING], a[e + E_WAIT_HEAD]
-    while r >= 0:
+    allowed, r = a[e + E_RUNNING], a[e + E_WAIT_HEAD]
+    while r >= 0 and allowed < most:
         q = row(a, 0, r)
-        punctual -= _is_late(a, q, c)
+        allowed += 1 - _is_late(a, q, c)
         r = a[q + F_NEXT]
-    return max(min(most, a[e + E_RUNNING] + punctual), 1)
+    return max(min(most, allowed), 1)
 
 
 @kernel
