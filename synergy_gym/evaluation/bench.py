@@ -186,7 +186,7 @@ def env_rows() -> list[Row]:
     engine = gym.make("SynergyGym/EngineBatching-v1", scenario="chat-h100", **EVERY_ITERATION)
     action = np.array([2047, 255])
     engine_rate = _rate(engine, [action] * 1000, 20_000)
-    held = gym.make("SynergyGym/EngineBatching-v1", scenario="chat-h100")
+    held: Any = gym.make("SynergyGym/EngineBatching-v1", scenario="chat-h100")
     held_rate = _rate(held, [np.array([6, 4, 0, 0])] * 1000, 3_000)
     routers = {n: _rate(_router_env(n), [i % n for i in range(1000)], 4_000) for n in (8, 512)}
     return [
