@@ -1,4 +1,4 @@
-"""`SynergyGym/EngineBatching-v1`: what one engine may take into its next iteration."""
+"""`SynergyGym/EngineBatching-v1`: what one engine may take into its iterations."""
 
 from __future__ import annotations
 
@@ -167,10 +167,10 @@ class EngineBatchingEnv(ServingEnv):
     | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
 
     With `backend="vllm"` an iteration is one `LLMEngine.step()` of a real engine with the
-    scenario's limits. Time is virtual all the same: iterations last what was measured (or modelled), time
-    between requests is skipped. With `clock="model"` episodes equal the simulated ones bit for
-    bit; with a measured clock no two are alike. The engine is started by the first `reset()`
-    (seconds) and lent from episode to episode (milliseconds). All events work: a slowdown
+    scenario's limits. Time is virtual all the same: iterations last what was measured (or
+    modelled), time between requests is skipped. With `clock="model"` episodes equal the simulated
+    ones bit for bit; with a measured clock no two are alike. The engine is started by the first
+    `reset()` (seconds) and lent from episode to episode (milliseconds). All events work: a slowdown
     stretches measured time, a down engine loses its requests and its cache, lost blocks are kept
     from use. There is no `snapshot()` (`NotImplementedError`). The last info has `live`.
 
