@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import numpy as np
 from synergy_gym.actions import EngineGrid
 from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource
 from synergy_gym.envs.decisions import EngineActions, checked_interval_ns
-from synergy_gym.envs.fused import ILLEGAL, FusedStep, engine_stepper
+from synergy_gym.envs.fused import ILLEGAL, FusedStep, Outcome, engine_stepper
 from synergy_gym.envs.fused_engine import controlled_stepper, engine_control
 from synergy_gym.envs.rendering import Frame, Gauge
 from synergy_gym.features import EngineFeatures
@@ -251,24 +252,35 @@ class EngineBatchingEnv(ServingEnv):
         fused = self._fused
         if fused is None or not self._active:
             return self._step_apart(action)
-        iterations = 1
-        if self._limits:
-            try:
-                budget, cap = action.tolist()
-            except (AttributeError, TypeError, ValueError):
-                budget, cap = self._actions.values(action)
-            if not type(budget) is int is type(cap):
-                self._actions.values(action)
-            point, dt_s, reward = fused(budget, cap)
-        else:
-            point, dt_s, reward, iterations = fused(self._encoded(action))
+        if not self._limits:
+            return self._step_held(fused, action)
+        try:
+            budget, cap = action.tolist()
+        except (AttributeError, TypeError, ValueError):
+            budget, cap = self._actions.values(action)
+        if not type(budget) is int is type(cap):
+            self._actions.values(action)
+        point, dt_s, reward = fused(budget, cap)
         if point == ILLEGAL:
             self._actions.values(action)
         observation = self._observation() if self._dict else self._buffer.copy()
         if point == DONE:
             reward, info = self._outcome(True)
-        else:
-            info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
+            return observation, reward, False, True, info
+        info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
+        return observation, reward, False, False, info
+
+    def _step_held(
+        self, fused: Callable[..., Outcome], action: Any
+    ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The compiled step of every form of action, as long as its interval."""
+        point, dt_s, reward, iterations = fused(self._encoded(action))
+        if point == ILLEGAL:
+            self._actions.values(action)
+        observation = self._observation() if self._dict else self._buffer.copy()
+        info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
+        if point == DONE:
+            reward, info = self._outcome(True)
         return observation, reward, False, point == DONE, self._counted(info, iterations)
 
     def _encoded(self, action: Any) -> IntArray:

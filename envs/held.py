@@ -38,8 +38,8 @@ class HeldDecisions:
         Raises:
             ValueError: the action lies outside the engine's space.
         """
-        self.table[engine, HELD_ACTION:] = self._actions[engine].values(action)
-        self.table[engine, HELD_UNTIL] = now_ns + self._interval_ns
+        values = self._actions[engine].values(action)
+        self.table[engine] = [now_ns + self._interval_ns, *values]
 
     def holds(self, engine: int, now_ns: int) -> bool:
         """Whether an iteration that begins now goes by the engine's last decision."""
