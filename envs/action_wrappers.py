@@ -12,6 +12,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
+from synergy_gym.scenario import checked_seconds
 from synergy_gym.types import NS_PER_S, BoolArray
 
 MAX_FLAT_ACTIONS = 4096
@@ -199,6 +200,10 @@ class DeltaActions(_Wrapper, RecordConstructorArgs):
 class DecisionInterval(_Wrapper, RecordConstructorArgs):
     """Let a decision last for a fixed simulated time instead of one step.
 
+    Environments with batching decisions do this themselves, compiled: `decision_interval_s=`.
+    This wrapper plays the same episode, for what has to see every step in between: a
+    `SemiMarkovDiscount` inside, a router that sends all requests of an interval to one engine.
+
     The action is repeated until `interval_s` has passed since it was first taken, the episode
     is over, or the action has become illegal (an engine went down): then somebody has to
     decide. A grid action repeats the rule, not the list: an order rule sorts the queue of every
@@ -206,9 +211,10 @@ class DecisionInterval(_Wrapper, RecordConstructorArgs):
     left of the iteration that it ends in; time without work is skipped as ever).
 
     Rewards and the entries of `info["reward_terms"]` are summed. `info["dt_s"]` is the time of
-    the whole step, `info["iterations"]` the number of inner steps. `info["discount"]`, where an
-    inner wrapper gives it, is the product. For a discount per simulated time put
-    `SemiMarkovDiscount` inside (every reward at its own time) or outside (all at the decision).
+    the whole step, `info["iterations"]` the number of inner steps, or the sum where these have
+    it. `info["discount"]`, where an inner wrapper gives it, is the product. For a discount per
+    simulated time put `SemiMarkovDiscount` inside (every reward at its own time) or outside (all
+    at the decision).
 
     Args:
         env: an environment whose infos carry `dt_s`, with absolute actions: `DeltaActions`
@@ -221,8 +227,7 @@ class DecisionInterval(_Wrapper, RecordConstructorArgs):
     """
 
     def __init__(self, env: gym.Env[Any, Any], interval_s: float) -> None:
-        if not 0 < interval_s < float("inf"):
-            raise ValueError(f"interval_s={interval_s} must be positive and finite, in seconds")
+        checked_seconds("interval_s", interval_s, "a decision lasts for some time")
         if _is_inside(env, DeltaActions):
             raise TypeError(
                 "DecisionInterval would repeat the moves of the DeltaActions inside; write "
@@ -330,7 +335,7 @@ def _joined(infos: list[dict[str, Any]], elapsed_ns: int) -> dict[str, Any]:
             terms[name] = terms.get(name, 0.0) + value
     last["reward_terms"] = terms
     last["dt_s"] = elapsed_ns / NS_PER_S
-    last["iterations"] = len(infos)
+    last["iterations"] = sum(info.get("iterations", 1) for info in infos)
     if "discount" in last:
         last["discount"] = prod(info["discount"] for info in infos)
     return last

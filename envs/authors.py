@@ -33,11 +33,12 @@ class AuthorsScheduler(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     `info["reward_terms"]` holds the four terms, `info["slo_met"]` the environment's own reward.
 
     Args:
-        env: an `EngineBatchingEnv` whose action is `AUTHORS_GRID`.
+        env: an `EngineBatchingEnv` whose action is `AUTHORS_GRID`, with a decision before every
+            iteration.
 
     Raises:
         TypeError: it is another environment.
-        ValueError: its action is another one.
+        ValueError: its action is another one, or decisions hold for an interval.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -48,6 +49,11 @@ class AuthorsScheduler(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             raise ValueError(
                 f"AuthorsScheduler needs action=AUTHORS_GRID, got {engine.grid}; import it from "
                 "synergy_gym.policies.authors_state"
+            )
+        if engine.decision_interval_s is not None:
+            raise ValueError(
+                "AuthorsScheduler decides before every iteration, the environment has "
+                f"decision_interval_s={engine.decision_interval_s}; give decision_interval_s=None"
             )
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)

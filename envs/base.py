@@ -19,7 +19,7 @@ from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
 from synergy_gym.live.fleet_pool import FleetPool
 from synergy_gym.observation import Float32Array, ObservationLayout
 from synergy_gym.rewards import SHAPING, SLO_MET, PotentialShaping
-from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.scenario import Scenario, load_scenario, windowed
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.types import NS_PER_S, DecisionRule, IntArray
 from synergy_gym.workload.base import Workload
@@ -84,15 +84,16 @@ class ServingEnv(gym.Env[Any, Any]):
         load: float,
         workload: WorkloadSource | None,
         split: Split,
+        horizon_s: float | None,
+        warmup_s: float | None,
         observation: Literal["flat", "dict"],
         backend: str,
         live: LiveOptions | None,
         shaping: PotentialShaping | None,
         render_mode: str | None,
     ) -> None:
-        self.scenario = (
-            scenario if isinstance(scenario, Scenario) else load_scenario(scenario, season)
-        )
+        found = scenario if isinstance(scenario, Scenario) else load_scenario(scenario, season)
+        self.scenario = windowed(found, warmup_s, horizon_s)
         self.load = _checked_load(load)
         self.render_mode = render_mode
         self._live = live
@@ -124,6 +125,15 @@ class ServingEnv(gym.Env[Any, Any]):
     def spec(self, spec: EnvSpec | None) -> None:
         measured = self._live is not None and self._live.clock != "model"
         self._spec = replace(spec, nondeterministic=True) if spec and measured else spec
+
+    def _need_inprocess(self, name: str) -> None:
+        """For environments that decide about iterations."""
+        if self._live is not None and self._live.transport != "inprocess":
+            raise ValueError(
+                f"transport={self._live.transport!r} cannot ask before every iteration; {name} "
+                "steps engines of this process: use transport='inprocess', or "
+                "SynergyGym/ClusterRouting-v1 with engines that batch by themselves"
+            )
 
     def _observe_as(self, layout: ObservationLayout, views: Mapping[str, Part]) -> None:
         """Fix the observation space; `views` are the parts of the Dict form."""

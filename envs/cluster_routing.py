@@ -1,4 +1,4 @@
-"""`SynergyGym/ClusterRouting-v0`: which engine gets the request that has just arrived."""
+"""`SynergyGym/ClusterRouting-v1`: which engine gets the request that has just arrived."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class ClusterRoutingEnv(ServingEnv):
     than the moment, with their age. Each engine batches by its own policy (`engine_policy`).
 
     A step is one routed request: the request goes to the engine, and time goes on to the next
-    arrival (or to the end). `info["dt_s"]` says how long that was.
+    arrival (or to the end). `info["dt_s"]` says how long that was. There is no longer decision:
+    every request needs an engine at once.
 
     ## Action Space
 
@@ -130,7 +131,7 @@ class ClusterRoutingEnv(ServingEnv):
 
     ```python
     >>> import gymnasium as gym, synergy_gym
-    >>> env = gym.make("SynergyGym/ClusterRouting-v0", scenario="hetero-3", load=0.8)
+    >>> env = gym.make("SynergyGym/ClusterRouting-v1", scenario="hetero-3", load=0.8)
     >>> observation, info = env.reset(seed=0)
 
     ```
@@ -142,6 +143,7 @@ class ClusterRoutingEnv(ServingEnv):
     | `workload`        | `Workload`, function or None | `None`    | fixed traffic, or a function of (load, seed) |
     | `engine_policy`   | name, class or instance  | `"vllm-v1"`   | how every engine batches                |
     | `split`           | str                      | `"train"`     | seeds of `reset()`: train, validation, test |
+    | `horizon_s`, `warmup_s` | float or None      | `None`        | as in `EngineBatching-v1`               |
     | `observation`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
     | `shaping`         | str or None              | `None`        | a potential of the table above          |
     | `shaping_weight`  | float                    | `1.0`         | its factor                              |
@@ -179,6 +181,7 @@ class ClusterRoutingEnv(ServingEnv):
 
     ## Version History
 
+    * v1: `horizon_s`, `warmup_s`; every request is a decision, as before.
     * v0: first version.
     """  # noqa: E501
 
@@ -190,6 +193,8 @@ class ClusterRoutingEnv(ServingEnv):
         workload: WorkloadSource | None = None,
         engine_policy: str | EnginePolicy | type[EnginePolicy] = "vllm-v1",
         split: Split = "train",
+        horizon_s: float | None = None,
+        warmup_s: float | None = None,
         observation: Literal["flat", "dict"] = "flat",
         shaping: str | None = None,
         shaping_weight: float = 1.0,
@@ -212,6 +217,8 @@ class ClusterRoutingEnv(ServingEnv):
             load=load,
             workload=workload,
             split=split,
+            horizon_s=horizon_s,
+            warmup_s=warmup_s,
             observation=observation,
             backend=backend,
             live=live_options(backend, live, **given),

@@ -1,8 +1,9 @@
-"""`SynergyGym/CrossLayer-v0`: routing and batching decisions of one cluster, in time order."""
+"""`SynergyGym/CrossLayer-v1`: routing and batching decisions of one cluster, in time order."""
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,20 +11,20 @@ import numpy as np
 from gymnasium import spaces
 
 from synergy_gym.actions import EngineGrid
-from synergy_gym.envs.base import Episode, Part, ServingEnv, Split, WorkloadSource, choice
-from synergy_gym.envs.decisions import checked_engine
+from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource, choice
+from synergy_gym.envs.decisions import checked_engine, checked_interval_ns
 from synergy_gym.envs.fixed_layers import (
     EnginePolicySpec,
     FixedEngines,
     FixedRouter,
     RouterPolicySpec,
 )
-from synergy_gym.envs.fused_engine import engine_control
 from synergy_gym.envs.fused_joint import JointStep, joint_stepper
+from synergy_gym.envs.held import HeldDecisions
 from synergy_gym.envs.joint_spaces import LAYERS, JointActions, JointObservation, Layer
 from synergy_gym.envs.rendering import Frame
 from synergy_gym.envs.router_view import cluster_frame, read_router
-from synergy_gym.live.backend import REAL_TIME, LiveOptions, live_options
+from synergy_gym.live.backend import LiveOptions, live_options
 from synergy_gym.observation import Float32Array
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_router_potential
 from synergy_gym.scenario import Scenario
@@ -44,8 +45,8 @@ class CrossLayerEnv(ServingEnv):
     ## Description
 
     A router in front of a cluster, and the engines behind it, under one clock. The router sends
-    every arriving request to an engine (`ClusterRouting-v0`); every engine says before each of its
-    iterations what it may take (`EngineBatching-v0`). The layers help or harm each other: a router
+    every arriving request to an engine (`ClusterRouting-v1`); every engine says before each of its
+    iterations what it may take (`EngineBatching-v1`). The layers help or harm each other: a router
     can spare an engine whose queue a small token budget lets grow, and an engine can make room for
     what the router will send.
 
@@ -56,18 +57,23 @@ class CrossLayerEnv(ServingEnv):
     can take it into the very iteration that it plans then. `info["layer"]` (`"router"` or
     `"engine"`) and `info["agent"]` (`"router"`, `"engine_0"`, ...) say who decides next.
 
+    An engine's decision holds for all of its iterations that begin before `decision_interval_s` has
+    passed, whatever is decided elsewhere meanwhile: a grid's cell is applied anew to each. Then the
+    engine is asked again; with `None` it is asked before every iteration. `info["iterations"]`
+    counts those that began during the step. The router is asked for every request.
+
     `router_policy=` or `engine_policy=` gives a layer to a policy, as `synergy_gym.evaluate` takes
     it; then the agent decides the other layer alone, and observations and actions are exactly
     those of the other layer's own environment. Equal decisions give the episode (`log_hash`) that
-    `evaluate`, `ClusterRouting-v0` and `EngineBatching-v0` give, bit for bit. With
-    `router_policy="round-robin"` it is `EngineBatching-v0` for a cluster: one policy steers every
+    `evaluate`, `ClusterRouting-v1` and `EngineBatching-v1` give, bit for bit. With
+    `router_policy="round-robin"` it is `EngineBatching-v1` for a cluster: one policy steers every
     engine.
 
     `synergy_gym.envs.pettingzoo` has the same world with an agent per engine (AEC and parallel).
 
     ## Action Space
 
-    `MultiDiscrete([engines, *batching])`, where `batching` are the sizes of `EngineBatching-v0` in
+    `MultiDiscrete([engines, *batching])`, where `batching` are the sizes of `EngineBatching-v1` in
     the form of `action=` (a grid by default, which fits engines with unlike limits). With
     `action_form="dict"` a `Dict` of `router`, `Discrete(engines)`, and `engine`,
     `MultiDiscrete(batching)`. With a fixed layer the other's space alone.
@@ -75,7 +81,7 @@ class CrossLayerEnv(ServingEnv):
     | Num | Counts when      | Meaning                                                           |
     |-----|------------------|-------------------------------------------------------------------|
     | 0   | the router decides | the engine that gets the request                                |
-    | 1.. | an engine decides  | token budget, admission cap, ... as `EngineBatching-v0` has them |
+    | 1.. | an engine decides  | token budget, admission cap, ... as `EngineBatching-v1` has them |
 
     Of an action only the part of the layer that decides counts; the other has no effect (a Dict
     may leave it out). An engine that is down cannot be routed to. With `action="limits"` or
@@ -95,9 +101,9 @@ class CrossLayerEnv(ServingEnv):
     | Group                                     | Size         | Observation                        |
     |-------------------------------------------|--------------|------------------------------------|
     | `layer`                                   | 1            | 0: the router decides, 1: an engine |
-    | `request`                                 | 10           | as in `ClusterRouting-v0`          |
-    | `engines` (Dict: `router`, `pushed`, `scraped`) | 21 * engines | as in `ClusterRouting-v0`    |
-    | `running`, `waiting`, `kv`, `last_step`   | 17           | as in `EngineBatching-v0`, of the engine that decides |
+    | `request`                                 | 10           | as in `ClusterRouting-v1`          |
+    | `engines` (Dict: `router`, `pushed`, `scraped`) | 21 * engines | as in `ClusterRouting-v1`    |
+    | `running`, `waiting`, `kv`, `last_step`   | 17           | as in `EngineBatching-v1`, of the engine that decides |
 
     Engine numbers are scaled by the engine's own limits, so that one policy can steer unlike
     engines; `info["agent"]` names the engine.
@@ -109,7 +115,7 @@ class CrossLayerEnv(ServingEnv):
 
     ```python
     >>> import gymnasium as gym, synergy_gym
-    >>> env = gym.make("SynergyGym/CrossLayer-v0", scenario="smoke-cluster")
+    >>> env = gym.make("SynergyGym/CrossLayer-v1", scenario="smoke-cluster")
     >>> policies = {"router": lambda x: 0, "engine": lambda x: [8, 4, 0, 0]}
     >>> observation, info = env.reset(seed=0)
     >>> for _ in range(100):
@@ -131,13 +137,11 @@ class CrossLayerEnv(ServingEnv):
     engine that served them to their end; they add up to the reward without shaping.
 
     `info["reward_terms"]` names the parts: `slo_met`, and `shaping` if `shaping=` names a
-    potential of `ClusterRouting-v0`.
+    potential of `ClusterRouting-v1`.
 
     ## Starting State
 
-    An empty cluster at the first arrival. `reset(seed=n)` plays episode n of the scenario: the
-    seed fixes traffic and noise. `reset()` draws a seed of the split.
-    `reset(options={"load": 1.2, "workload": w})` changes the traffic of one episode.
+    An empty cluster at the first arrival. Seeds and options are those of `ClusterRouting-v1`.
 
     ## Episode End
 
@@ -157,16 +161,15 @@ class CrossLayerEnv(ServingEnv):
     | `load`            | float                    | `1.0`         | multiple of the scenario's arrival rate |
     | `workload`        | `Workload`, function or None | `None`    | fixed traffic, or a function of (load, seed) |
     | `split`           | str                      | `"train"`     | seeds of `reset()`: train, validation, test |
+    | `horizon_s`, `warmup_s` | float or None      | `None`        | as in `EngineBatching-v1`               |
     | `action`          | str or `EngineGrid`      | `"grid"`      | the engine's part: `"limits"`, `"full"`, `"grid"` or a grid |
+    | `decision_interval_s` | float or None        | `2.0`         | how long an engine's decision holds, seconds; `None`: for one iteration. Without effect under `engine_policy` |
     | `action_form`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
     | `observation`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
     | `shaping`         | str or None              | `None`        | `"in-flight"` or `"imbalance"`          |
-    | `shaping_weight`  | float                    | `1.0`         | its factor                              |
-    | `shaping_beta_per_s` | float                 | `0.0`         | its discount rate, 1/s                  |
+    | `shaping_weight`, `shaping_beta_per_s` | float | `1.0`, `0.0` | its factor, and its discount rate, 1/s |
     | `backend`         | str                      | `"sim"`       | `"sim"`, `"reference"` (plain Python) or `"vllm"` (real engines in this process) |
-    | `model`           | str or None              | `None`        | vLLM: as in `EngineBatching-v0`         |
-    | `clock`           | str or None              | `None`        | vLLM: as in `EngineBatching-v0`         |
-    | `live`            | `LiveOptions` or None    | `None`        | vLLM: all its options (`synergy_gym.live.backend`) |
+    | `model`, `clock`, `live` | as in `EngineBatching-v1` | `None` | vLLM only                               |
     | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
     | `season`          | int                      | current       | of a scenario's name that says none; 1 in `-v0` |
 
@@ -174,7 +177,8 @@ class CrossLayerEnv(ServingEnv):
 
     ## Version History
 
-    * v0: first version.
+    * v1: an engine's decision holds for `decision_interval_s`; `horizon_s`, `warmup_s`.
+    * v0: first version, `decision_interval_s=None`.
     """  # noqa: E501
 
     def __init__(
@@ -186,8 +190,11 @@ class CrossLayerEnv(ServingEnv):
         load: float = 1.0,
         workload: WorkloadSource | None = None,
         split: Split = "train",
+        horizon_s: float | None = None,
+        warmup_s: float | None = None,
         action: Literal["limits", "full", "grid"] | EngineGrid = "grid",
         action_form: Literal["flat", "dict"] = "flat",
+        decision_interval_s: float | None = 2.0,
         observation: Literal["flat", "dict"] = "flat",
         shaping: str | None = None,
         shaping_weight: float = 1.0,
@@ -206,13 +213,15 @@ class CrossLayerEnv(ServingEnv):
             load=load,
             workload=workload,
             split=split,
+            horizon_s=horizon_s,
+            warmup_s=warmup_s,
             observation=observation,
             backend=backend,
             live=live_options(backend, live, model=model, clock=clock),
             shaping=PotentialShaping(shaping_weight, shaping_beta_per_s) if shaping else None,
             render_mode=render_mode,
         )
-        self._check_transport()
+        self._need_inprocess("CrossLayer")
         self.engines = self.scenario.engines
         self._fix(router_policy, engine_policy)
         is_dict = choice("action_form", action_form, FORMS) == "dict"
@@ -221,24 +230,16 @@ class CrossLayerEnv(ServingEnv):
         self._joint = JointObservation(self.engines, self.scenario.slos, self.layers)
         self._observe_as(self._joint.layout, self._joint.views)
         self._can_be_down = any(event.kind == "down" for event in self.scenario.events)
-        self._controls = [
-            engine_control(spec, self.scenario.slos, own.sizes, own.grid)
-            for spec, own in zip(self.engines, self.actions.engines, strict=True)
-        ]
+        self.decision_interval_s = None if self._engines else decision_interval_s
+        self._held = HeldDecisions(self.actions.engines, checked_interval_ns(decision_interval_s))
+        self._controls = self.actions.controls(self.engines, self.scenario.slos)
+        self._iterations = 0
         self._compiled: JointStep | None = None
         self._names = [f"engine_{i}" for i in range(len(self.engines))]
         self._point = DONE
         self._engine = 0
         self._rows: IntArray = np.zeros((len(self.engines), len(RouterRow)), np.int64)
         self._met_by: IntArray = np.zeros(len(self.engines), np.int64)
-
-    def _check_transport(self) -> None:
-        if self._live is not None and self._live.transport in REAL_TIME:
-            raise ValueError(
-                f"transport={self._live.transport!r} cannot ask before every iteration; CrossLayer "
-                "steps engines of this process: use transport='inprocess', or "
-                "SynergyGym/ClusterRouting-v0 with engines that batch by themselves"
-            )
 
     def _fix(self, router: RouterPolicySpec | None, engine: EnginePolicySpec | None) -> None:
         engines, slos = self.engines, tuple(self.scenario.slos)
@@ -295,10 +296,12 @@ class CrossLayerEnv(ServingEnv):
             return reward, info | self._turn()
         if self._compiled is not None:
             return self._act_compiled(self._compiled, action)
+        self._iterations = 0
         if self._point == ROUTE:
             self._sim.route(self._checked(action))
         else:
-            self._sim.batch(self._decided(action))
+            self._held.take(self._engine, action, self._sim.now_ns)
+            self._plan(self._engine)
         ended = self._advance()
         self._read(ended)
         reward, info = self._outcome(ended)
@@ -311,9 +314,9 @@ class CrossLayerEnv(ServingEnv):
         if self._point == ROUTE:
             result = step.route(self._checked(action))
         else:
-            values = self.actions.engines[self._engine].values(action)
-            result = step.batch(self._engine, np.array(values, np.int64))
-        self._point, engine, dt_s, reward = result
+            self._held.take(self._engine, action, self._sim.now_ns)
+            result = step.batch()
+        self._point, engine, dt_s, reward, self._iterations = result
         if self._point == DONE:
             self._read(True)
             reward, info = self._outcome(True)
@@ -337,19 +340,23 @@ class CrossLayerEnv(ServingEnv):
         alive = self._alive() if self._can_be_down else None
         return checked_engine(action, len(self.engines), alive, self._sim.now_ns)
 
-    def _decided(self, action: Any) -> Any:
-        engine, actions = self._engine, self.actions.engines[self._engine]
-        return actions.decision(actions.values(action), lambda: self._sim.engine_view(engine))
+    def _plan(self, engine: int) -> None:
+        """Plan the next iteration of an engine by its last decision."""
+        view = partial(self._sim.engine_view, engine)
+        self._sim.batch(self._held.decision(engine, view))
+        self._iterations += 1
 
     def _turn(self) -> dict[str, Any]:
         """Whose turn is next, what is legal then, and whose requests met their SLOs."""
         met = self._sim.met_by_engine()
         info: dict[str, Any] = {"met_by_engine": met - self._met_by}
         self._met_by = met
+        if self.decision_interval_s is not None:
+            info["iterations"] = self._iterations
         if self.layer is not None:
             info["layer"], info["agent"] = self.layer, self.agent
             if self._can_be_illegal():
-                mask = self.actions.info_mask(self.layer, self._legal())
+                mask = self.actions.info_mask(self.layer, self.agent_masks())
                 info |= {} if mask is None else {"action_mask": mask}
         return info
 
@@ -357,9 +364,6 @@ class CrossLayerEnv(ServingEnv):
         if self._point == ROUTE:
             return self._can_be_down
         return self.actions.is_smaller[self._engine]
-
-    def _legal(self) -> list[BoolArray]:
-        return self.actions.legal(self.layer or self.layers[0], self._engine, self._alive())
 
     def _alive(self) -> BoolArray:
         if self._sim is None or not self._can_be_down or self._point != ROUTE:
@@ -372,11 +376,11 @@ class CrossLayerEnv(ServingEnv):
 
         That is what is legal for the deciding layer, and 0 alone for the other.
         """
-        return self.actions.masks(self.layer or self.layers[0], self._legal())
+        return self.actions.masks(self.layer or self.layers[0], self.agent_masks())
 
     def agent_masks(self) -> list[BoolArray]:
         """Which values of each number of the deciding layer's own action are legal."""
-        return self._legal()
+        return self.actions.legal(self.layer or self.layers[0], self._engine, self._alive())
 
     def part(self, observation: Any, layer: Layer | None = None) -> Any:
         """A layer's part of an observation, as the layer's own environment shows it.
@@ -384,18 +388,11 @@ class CrossLayerEnv(ServingEnv):
         Without `layer` that of the deciding one, at the end of an episode the router's (an
         engine's where the router is fixed).
         """
-        own = self._joint.parts[layer or self.layer or self.layers[0]]
-        if not self._dict:
-            return observation[own]
-        return {k: v for k, v in observation.items() if _lies_in(self._views[k], own)}
+        return self._joint.part(observation, layer or self.layer or self.layers[0])
 
     def layer_space(self, layer: Layer) -> spaces.Space[Any]:
         """The observation space of a layer by itself."""
-        space = self.observation_space
-        if isinstance(space, spaces.Dict):
-            return spaces.Dict(self.part(dict(space.spaces), layer))
-        own = self._joint.parts[layer]
-        return spaces.Box(self.observation_layout.low[own], self.observation_layout.high[own])
+        return self._joint.layer_space(self.observation_space, layer)
 
     def joint(self, action: Any) -> Any:
         """The whole action that says `action` for the deciding layer (0 for the other)."""
@@ -407,12 +404,10 @@ class CrossLayerEnv(ServingEnv):
 
     def agent_space(self, engine: int) -> spaces.Box:
         """The observation space of one engine, or with -1 of the router."""
-        parts = self._joint
-        layout = parts.router.layout if engine < 0 else parts.engines[engine].layout
-        return spaces.Box(layout.low, layout.high)
+        return self._joint.agent_space(engine)
 
     def router_observation(self) -> Float32Array:
-        """What the router sees now, as `ClusterRouting-v0` shows it (float32, 10 + 21 * engines).
+        """What the router sees now, as `ClusterRouting-v1` shows it (float32, 10 + 21 * engines).
 
         The request part is zero unless a request is being routed.
         """
@@ -422,17 +417,19 @@ class CrossLayerEnv(ServingEnv):
         return out
 
     def engine_observation(self, engine: int) -> Float32Array:
-        """What an engine's policy sees now, as `EngineBatching-v0` shows it (float32, 17)."""
+        """What an engine's policy sees now, as `EngineBatching-v1` shows it (float32, 17)."""
         return self._joint.engines[engine].write(self._sim.engine_state(engine))
 
     def _reset_info(self) -> dict[str, Any]:
         turn = self._turn()
-        del turn["met_by_engine"]
+        for of_a_step in ("met_by_engine", "iterations"):
+            turn.pop(of_a_step, None)
         return {**super()._reset_info(), **turn}
 
     def _build(self, episode: Episode) -> Any:
         self._met_by = np.zeros(len(self.engines), np.int64)
-        self._engine = 0
+        self._engine = self._iterations = 0
+        self._held.table[:] = 0
         if self._router is not None:
             self._router.reset(episode.seed)
         if self._engines is None:
@@ -447,7 +444,8 @@ class CrossLayerEnv(ServingEnv):
         joint, made = self._joint, None
         if plain and not self._human and not self._can_be_down:
             scales = [features.scale for features in joint.engines]
-            made = joint_stepper(simulator, joint.router.scale, scales, self._controls)
+            held = self._held.table
+            made = joint_stepper(simulator, joint.router.scale, scales, self._controls, held)
         self._compiled = None if made is None else made[0]
         self._fused = self._adopt(None if made is None else made[1])
 
@@ -459,6 +457,8 @@ class CrossLayerEnv(ServingEnv):
                 self._router.answer(sim)
             elif point == BATCH and self._engines is not None:
                 self._engines.answer(sim)
+            elif point == BATCH and self._held.holds(sim.point_engine, sim.now_ns):
+                self._plan(sim.point_engine)
             else:
                 break
         self._point = point
@@ -481,10 +481,12 @@ class CrossLayerEnv(ServingEnv):
 
     def _save(self) -> Any:
         fixed = copy.deepcopy((self._router, self._engines))
-        return self._point, self._engine, self._rows.copy(), self._met_by.copy(), fixed
+        arrays = self._rows.copy(), self._met_by.copy(), self._held.table.copy()
+        return self._point, self._engine, arrays, fixed
 
     def _restore_extra(self, extra: Any) -> None:
-        self._point, self._engine, self._rows, self._met_by, fixed = copy.deepcopy(extra)
+        self._point, self._engine, arrays, fixed = copy.deepcopy(extra)
+        self._rows, self._met_by, self._held.table = arrays
         self._router, self._engines = fixed
         self._bind(self._sim)
 
@@ -492,8 +494,3 @@ class CrossLayerEnv(ServingEnv):
         episode = self._episode
         title = f"{self.scenario.name}  load {episode.load:g}  seed {episode.seed}"
         return cluster_frame(self._sim, self.engines, title)
-
-
-def _lies_in(part: Part, own: slice) -> bool:
-    first = part.start if isinstance(part, slice) else part[0]
-    return bool(own.start <= first < own.stop)

@@ -10,10 +10,12 @@ import numpy as np
 from gymnasium import spaces
 
 from synergy_gym.actions import DEFAULT_GRID, ORDERS, EngineGrid, batch_decision
+from synergy_gym.scenario import checked_seconds
 from synergy_gym.types import NS_PER_S, BatchDecision, BoolArray, EngineSpec, EngineView
 
 ACTIONS = ("limits", "full", "grid")
 _NAMES = ("token budget", "max running", "chunk cap", "order rule")
+_ENDLESS_NS = 1 << 62
 
 
 class EngineActions:
@@ -84,6 +86,19 @@ def _grid(action: str | EngineGrid) -> EngineGrid | None:
             f"action={action!r} is unknown; choose one of {list(ACTIONS)} or an EngineGrid"
         )
     return DEFAULT_GRID if action == "grid" else None
+
+
+def checked_interval_ns(decision_interval_s: float | None) -> int:
+    """How long a decision holds, in nanoseconds; 0 for `None`, a decision before every iteration.
+
+    Raises:
+        ValueError: it is no finite number of seconds above 0.
+    """
+    if decision_interval_s is None:
+        return 0
+    cure = "None asks before every iteration"
+    interval_s = checked_seconds("decision_interval_s", decision_interval_s, cure)
+    return min(round(interval_s * NS_PER_S), _ENDLESS_NS)
 
 
 def checked_engine(action: Any, engines: int, alive: BoolArray | None, now_ns: int) -> int:

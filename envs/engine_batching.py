@@ -1,7 +1,8 @@
-"""`SynergyGym/EngineBatching-v0`: what one engine may take into its next iteration."""
+"""`SynergyGym/EngineBatching-v1`: what one engine may take into its iterations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,8 @@ import numpy as np
 
 from synergy_gym.actions import EngineGrid
 from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource
-from synergy_gym.envs.decisions import EngineActions
-from synergy_gym.envs.fused import ILLEGAL, FusedStep, engine_stepper
+from synergy_gym.envs.decisions import EngineActions, checked_interval_ns
+from synergy_gym.envs.fused import ILLEGAL, FusedStep, Outcome, engine_stepper
 from synergy_gym.envs.fused_engine import controlled_stepper, engine_control
 from synergy_gym.envs.rendering import Frame, Gauge
 from synergy_gym.features import EngineFeatures
@@ -29,25 +30,45 @@ from synergy_gym.types import (
     IntArray,
 )
 
+_INT64 = np.dtype(np.int64)
+
 
 class EngineBatchingEnv(ServingEnv):
     """Batching decisions of one LLM-serving engine.
 
     ## Description
 
-    One LLM-serving engine with continuous batching (vLLM's V1 scheduler). Before every iteration
-    the agent says how many tokens the iteration may take and how many requests may run. Large
-    iterations serve prompts sooner (time to first token), small ones keep the running
+    One LLM-serving engine with continuous batching (vLLM's V1 scheduler). Once a second, or before
+    every iteration, the agent says how many tokens an iteration may take and how many requests may
+    run. Large iterations serve prompts sooner (time to first token), small ones keep the running
     conversations smooth (time per output token); memory for the KV cache is limited, and admitting
     too much ends in preemptions.
 
-    A step is one iteration: its tokens are computed, requests that finished leave, and time goes
-    on to the start of the next iteration. Time without work is skipped inside `step()`.
-    Iterations last different times; `info["dt_s"]` says how long.
+    A step is one decision. It holds for every iteration that begins before `decision_interval_s`
+    has passed: their tokens are computed, requests that finished leave, and time goes on to the
+    start of the iteration after. With `decision_interval_s=None` a step is one iteration. Time
+    without work is skipped inside `step()`. `info["dt_s"]` says how long the step lasted (an
+    interval, and what is left of the iteration that it ends in), `info["iterations"]` how many
+    iterations it had.
 
     ## Action Space
 
-    `MultiDiscrete([max_num_batched_tokens, max_num_seqs])`, and with `action="full"`
+    `MultiDiscrete([9, 5, 2, 2])`, a cell of `synergy_gym.actions.DEFAULT_GRID`, or
+    `MultiDiscrete(grid.shape)` of an `EngineGrid` of your own: a choice of a few values per axis,
+    small enough to learn, and the same for engines with other limits.
+
+    | Num | Meaning                                                          | Values                                |
+    |-----|------------------------------------------------------------------|---------------------------------------|
+    | 0   | prompt tokens of an iteration, beside one for each running decode | 0, 64, 128, ..., 4096, 8192           |
+    | 1   | admission cap: none is admitted while so many run                | 1/32, 1/16, 1/8, 1/4, 1 of max_num_seqs |
+    | 2   | order of the waiting queue                                       | as it is; late last and shortest first |
+    | 3   | hold: no request that is late is admitted                        | no, yes                               |
+
+    A cell is a rule: within an interval it is applied to every iteration anew. What exceeds a limit
+    of the engine stands for the limit.
+
+    With `action="limits"` the space is `MultiDiscrete([max_num_batched_tokens, max_num_seqs])`,
+    with `action="full"`
     `MultiDiscrete([max_num_batched_tokens, max_num_seqs, max_num_batched_tokens + 1, 5])`:
 
     | Num | Meaning                                              | Value a stands for                        |
@@ -64,11 +85,6 @@ class EngineBatchingEnv(ServingEnv):
     without one come last; late are requests without a first token after 0.7 of their TTFT objective. An
     engine with priority scheduling keeps its own order. Anything outside the space is a
     `ValueError`.
-
-    With `action="grid"`, or an `EngineGrid` of your own (`synergy_gym.actions`), the space is
-    `MultiDiscrete(grid.shape)`: a choice of a few budgets, caps, chunk caps and order rules,
-    small enough to learn, and the same for engines with other limits. Its budgets count prompt
-    tokens beside one token for every running decode.
 
     ## Observation Space
 
@@ -102,7 +118,7 @@ class EngineBatchingEnv(ServingEnv):
     the undiscounted return is the number of SLO-attaining requests. Scored are arrivals in
     [warm-up, horizon). `info["reward_terms"]` names the parts: `slo_met`, and `shaping` if
     `shaping=` names a potential Phi: weight * (exp(-beta dt) * Phi(s') - Phi(s)), Phi = 0 at the
-    end, which does not change the optimal policy.
+    end, which does not change the optimal policy; s and s' are the ends of the step.
 
     | `shaping` | Phi                                                              |
     |-----------|------------------------------------------------------------------|
@@ -121,13 +137,13 @@ class EngineBatchingEnv(ServingEnv):
     its last deadline; it never terminates. The last info has `episode_metrics` (what the
     leaderboard reports) and `log_hash` (equal hashes: equal decisions in equal traffic). An episode
     in which no iteration can be planned (no request, or all rejected) has one step without
-    effect.
+    effect. With the defaults an episode has about 300 steps.
 
     ## Arguments
 
     ```python
     >>> import gymnasium as gym, synergy_gym
-    >>> env = gym.make("SynergyGym/EngineBatching-v0", scenario="chat-h100", load=0.8)
+    >>> env = gym.make("SynergyGym/EngineBatching-v1", scenario="chat-h100", load=0.8)
     >>> observation, info = env.reset(seed=0)
 
     ```
@@ -138,7 +154,10 @@ class EngineBatchingEnv(ServingEnv):
     | `load`            | float                    | `1.0`         | multiple of the scenario's arrival rate |
     | `workload`        | `Workload`, function or None | `None`    | fixed traffic, or a function of (load, seed) |
     | `split`           | str                      | `"train"`     | seeds of `reset()`: train, validation, test |
-    | `action`          | str or `EngineGrid`      | `"limits"`    | `"limits"`, `"full"`, `"grid"` or a grid |
+    | `horizon_s`       | float or None            | `None`        | arrivals stop here, seconds; `None`: as the scenario says. A given workload keeps its arrivals |
+    | `warmup_s`        | float or None            | `None`        | arrivals before this are not scored; `None`: as the scenario says |
+    | `action`          | str or `EngineGrid`      | `"grid"`      | `"grid"`, a grid, `"limits"` or `"full"` |
+    | `decision_interval_s` | float or None        | `1.0`         | how long a decision holds, seconds; `None`: for one iteration |
     | `observation`     | str                      | `"flat"`      | `"flat"` or `"dict"`                    |
     | `shaping`         | str or None              | `None`        | a potential of the table above          |
     | `shaping_weight`  | float                    | `1.0`         | its factor                              |
@@ -150,11 +169,11 @@ class EngineBatchingEnv(ServingEnv):
     | `render_mode`     | str or None              | `None`        | `"human"`, `"ansi"` or `"rgb_array"`    |
     | `season`          | int                      | current       | of a scenario's name that says none; 1 in `-v0` |
 
-    With `backend="vllm"` a step is one `LLMEngine.step()` of a real engine with the scenario's
-    limits. Time is virtual all the same: iterations last what was measured (or modelled), time
-    between requests is skipped. With `clock="model"` episodes equal the simulated ones bit for
-    bit; with a measured clock no two are alike. The engine is started by the first `reset()`
-    (seconds) and lent from episode to episode (milliseconds). All events work: a slowdown
+    With `backend="vllm"` an iteration is one `LLMEngine.step()` of a real engine with the
+    scenario's limits. Time is virtual all the same: iterations last what was measured (or
+    modelled), time between requests is skipped. With `clock="model"` episodes equal the simulated
+    ones bit for bit; with a measured clock no two are alike. The engine is started by the first
+    `reset()` (seconds) and lent from episode to episode (milliseconds). All events work: a slowdown
     stretches measured time, a down engine loses its requests and its cache, lost blocks are kept
     from use. There is no `snapshot()` (`NotImplementedError`). The last info has `live`.
 
@@ -162,7 +181,8 @@ class EngineBatchingEnv(ServingEnv):
 
     ## Version History
 
-    * v0: first version.
+    * v1: grid actions that hold for `decision_interval_s`; `horizon_s`, `warmup_s`.
+    * v0: first version, `action="limits", decision_interval_s=None`.
     """  # noqa: E501
 
     def __init__(
@@ -172,7 +192,10 @@ class EngineBatchingEnv(ServingEnv):
         load: float = 1.0,
         workload: WorkloadSource | None = None,
         split: Split = "train",
-        action: Literal["limits", "full", "grid"] | EngineGrid = "limits",
+        horizon_s: float | None = None,
+        warmup_s: float | None = None,
+        action: Literal["limits", "full", "grid"] | EngineGrid = "grid",
+        decision_interval_s: float | None = 1.0,
         observation: Literal["flat", "dict"] = "flat",
         shaping: str | None = None,
         shaping_weight: float = 1.0,
@@ -191,6 +214,8 @@ class EngineBatchingEnv(ServingEnv):
             load=load,
             workload=workload,
             split=split,
+            horizon_s=horizon_s,
+            warmup_s=warmup_s,
             observation=observation,
             backend=backend,
             live=live_options(backend, live, model=model, clock=clock),
@@ -200,29 +225,29 @@ class EngineBatchingEnv(ServingEnv):
         if len(self.scenario.engines) != 1:
             raise ValueError(
                 f"scenario {self.scenario.name!r} has {len(self.scenario.engines)} engines; "
-                "EngineBatching needs one (use SynergyGym/ClusterRouting-v0 for a cluster)"
+                "EngineBatching needs one (use SynergyGym/ClusterRouting-v1 for a cluster)"
             )
-        if self._live is not None and self._live.transport != "inprocess":
-            raise ValueError(
-                f"transport={self._live.transport!r} cannot ask before every iteration; "
-                "EngineBatching steps an engine of this process, use transport='inprocess'"
-            )
+        self._need_inprocess("EngineBatching")
         spec = self.scenario.engines[0]
         self.engine = spec
         self._actions = EngineActions(action, spec)
         self.grid = self._actions.grid
+        self.decision_interval_s = decision_interval_s
+        self._interval_ns = checked_interval_ns(decision_interval_s)
         self._budgets, self._caps = spec.max_num_batched_tokens, spec.max_num_seqs
         self.action_space = self._actions.space
-        self._limits = self.grid is None and not self._actions.is_full
+        self._shape = (len(self._actions.sizes),)
+        plain = self.grid is None and not self._actions.is_full
+        self._limits = plain and decision_interval_s is None
         self.control = engine_control(
-            spec, self.scenario.slos, self._actions.sizes, self._actions.grid
+            spec, self.scenario.slos, self._actions.sizes, self.grid, self._interval_ns
         )
         self._features = EngineFeatures(spec, self.scenario.slos)
         self._observe_as(self._features.layout, self._features.layout)
         self._state: IntArray = np.zeros(len(EngineStateField), np.int64)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Run one iteration; see the class docstring.
+        """Run the iterations of one decision; see the class docstring.
 
         Raises:
             ValueError: the action lies outside the action space.
@@ -231,16 +256,15 @@ class EngineBatchingEnv(ServingEnv):
         fused = self._fused
         if fused is None or not self._active:
             return self._step_apart(action)
-        if self._limits:
-            try:
-                budget, cap = action.tolist()
-            except (AttributeError, TypeError, ValueError):
-                budget, cap = self._actions.values(action)
-            if not type(budget) is int is type(cap):
-                self._actions.values(action)
-            point, dt_s, reward = fused(budget, cap)
-        else:
-            point, dt_s, reward = fused(np.array(self._actions.values(action), np.int64))
+        if not self._limits:
+            return self._step_held(fused, action)
+        try:
+            budget, cap = action.tolist()
+        except (AttributeError, TypeError, ValueError):
+            budget, cap = self._actions.values(action)
+        if not type(budget) is int is type(cap):
+            self._actions.values(action)
+        point, dt_s, reward = fused(budget, cap)
         if point == ILLEGAL:
             self._actions.values(action)
         observation = self._observation() if self._dict else self._buffer.copy()
@@ -250,18 +274,52 @@ class EngineBatchingEnv(ServingEnv):
         info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
         return observation, reward, False, False, info
 
+    def _step_held(
+        self, fused: Callable[..., Outcome], action: Any
+    ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The compiled step of every form of action, as long as its interval."""
+        point, dt_s, reward, iterations = fused(self._encoded(action))
+        if point == ILLEGAL:
+            self._actions.values(action)
+        observation = self._observation() if self._dict else self._buffer.copy()
+        info = {"dt_s": dt_s, "reward_terms": {SLO_MET: reward}}
+        if point == DONE:
+            reward, info = self._outcome(True)
+        return observation, reward, False, point == DONE, self._counted(info, iterations)
+
+    def _encoded(self, action: Any) -> IntArray:
+        """The action as the compiled step reads it, which finds out whether it is legal."""
+        if (
+            type(action) is np.ndarray
+            and action.dtype == _INT64
+            and action.shape == self._shape
+            and action.flags.carray
+        ):
+            return action
+        return np.array(self._actions.values(action), np.int64)
+
+    def _counted(self, info: dict[str, Any], iterations: int) -> dict[str, Any]:
+        """The info, with the number of iterations where that is not always one."""
+        if self.decision_interval_s is not None:
+            info["iterations"] = iterations
+        return info
+
     def _step_apart(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The step in its parts, for every simulator and every option."""
         if not self._active:
-            return self._step_inactive()
-        values = self._actions.values(action)
-        self._sim.batch(self._actions.decision(values, partial(self._sim.engine_view, 0)))
-        ended = self._advance()
+            observation, reward, _, _, info = self._step_inactive()
+            return observation, reward, False, True, self._counted(info, 0)
+        sim, values = self._sim, self._actions.values(action)
+        begin_ns, iterations, ended = sim.now_ns, 0, False
+        while not ended and (not iterations or sim.now_ns - begin_ns < self._interval_ns):
+            sim.batch(self._actions.decision(values, partial(sim.engine_view, 0)))
+            ended = self._advance()
+            iterations += 1
         self._read(ended)
         reward, info = self._outcome(ended)
         if self._human:
             self.render()
-        return self._observation(), reward, False, ended, info
+        return self._observation(), reward, False, ended, self._counted(info, iterations)
 
     def engine_view(self) -> EngineView:
         """What an engine policy would see now; a snapshot.

@@ -46,7 +46,7 @@ class EngineBlocks(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     | `"dict"` | Dict of `request` (10,), `engines` (max_engines, 21) and `mask` (max_engines,), int8: 1 where the action is legal |
 
     `observation_layout` names the numbers of the flat form. The slots of a block are those of
-    `SynergyGym/ClusterRouting-v0`.
+    `SynergyGym/ClusterRouting-v1`.
 
     Args:
         env: a routing environment with the flat observation.
@@ -154,7 +154,7 @@ def _num_engines(env: gym.Env[Any, Any]) -> int:
         if space.shape == (size,):
             return int(actions.n)
     raise TypeError(
-        "EngineBlocks needs SynergyGym/ClusterRouting-v0 with observation='flat', and no wrapper "
+        "EngineBlocks needs SynergyGym/ClusterRouting-v1 with observation='flat', and no wrapper "
         f"inside that changes its spaces; got {space} and {actions}"
     )
 

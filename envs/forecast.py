@@ -23,7 +23,7 @@ class ForecastObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
     does not depend on the number or the order of engines.
 
     Args:
-        env: `SynergyGym/ClusterRouting-v0`.
+        env: `SynergyGym/ClusterRouting-v1`.
 
     Raises:
         TypeError: another environment.
@@ -32,7 +32,7 @@ class ForecastObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         if not isinstance(env.unwrapped, ClusterRoutingEnv):
             raise TypeError(
-                f"ForecastObservation needs SynergyGym/ClusterRouting-v0, not {env.unwrapped!r}"
+                f"ForecastObservation needs SynergyGym/ClusterRouting-v1, not {env.unwrapped!r}"
             )
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)

@@ -65,8 +65,11 @@ from synergy_gym.sim.points import DONE, ROUTE
 from synergy_gym.sim.telemetry import ROW_SIZE, refresh_rows
 from synergy_gym.types import NS_PER_S, IntArray
 
-Outcome = tuple[int, float, float]
-"""(kind of the next point, seconds passed, requests that met their SLOs meanwhile)."""
+Outcome = tuple[Any, ...]
+"""(kind of the next point, seconds passed, requests that met their SLOs meanwhile).
+
+Where decisions can hold for an interval, the number of iterations follows.
+"""
 
 ILLEGAL = -1
 """In place of a decision point: the action does not exist, nothing has happened."""

@@ -3,13 +3,14 @@
 Equal to `synergy_gym.actions.batch_decision` and `Simulator.batch()`, the log hash included.
 What an action means on one engine is written down once in a control vector (int64):
 
-    C_FORM     FORM_LIMITS: the action is (token budget - 1, max running - 1)
-               FORM_FULL: and (chunk cap, order rule) behind them
-               FORM_GRID: an index per axis of an `EngineGrid`
-    C_COVER    1: a grid's budgets count tokens beside one per running decode
-    C_AXES     how many numbers an action has; their sizes start at C_SIZES
-    C_CLASSES  SLO classes; per class, from `C_LATE` on, the wait after which a request is
-               late, then the TTFT objectives, both in ns; behind them the grid's table
+    C_FORM      FORM_LIMITS: the action is (token budget - 1, max running - 1)
+                FORM_FULL: and (chunk cap, order rule) behind them
+                FORM_GRID: an index per axis of an `EngineGrid`
+    C_COVER     1: a grid's budgets count tokens beside one per running decode
+    C_AXES      how many numbers an action has; their sizes start at C_SIZES
+    C_CLASSES   SLO classes; per class, from `C_LATE` on, the wait after which a request is
+                late, then the TTFT objectives, both in ns; behind them the grid's table
+    C_INTERVAL  how long a decision holds, in ns; 0: for one iteration
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ from synergy_gym.sim.layout import (
     P_CHUNK,
 )
 from synergy_gym.sim.lists import num_decodes, row
+from synergy_gym.sim.points import DONE
 from synergy_gym.types import SLO, EngineSpec, IntArray
 
 FORM_LIMITS, FORM_FULL, FORM_GRID = 0, 1, 2
-C_FORM, C_COVER, C_AXES, C_CLASSES, C_SIZES = range(5)
+C_FORM, C_COVER, C_AXES, C_CLASSES, C_INTERVAL, C_SIZES = range(6)
 MAX_AXES = 5
 C_LATE = C_SIZES + MAX_AXES
 
@@ -69,7 +71,11 @@ _BEHIND = 1 << 60
 
 
 def engine_control(
-    spec: EngineSpec, slos: Sequence[SLO], sizes: Sequence[int], grid: EngineGrid | None
+    spec: EngineSpec,
+    slos: Sequence[SLO],
+    sizes: Sequence[int],
+    grid: EngineGrid | None,
+    interval_ns: int = 0,
 ) -> IntArray:
     """The control vector of an engine whose actions have these sizes.
 
@@ -78,11 +84,12 @@ def engine_control(
         slos: the scenario's classes.
         sizes: of the action's dimensions: 2 are limits, 4 the full form.
         grid: the grid that the action indexes; `None` for the other forms.
+        interval_ns: how long a decision holds; 0: for one iteration.
     """
     form = FORM_GRID if grid is not None else FORM_LIMITS if len(sizes) == 2 else FORM_FULL
     head = np.zeros(C_LATE, np.int64)
-    head[[C_FORM, C_COVER, C_AXES, C_CLASSES]] = (
-        form, grid is not None and grid.cover_decodes, len(sizes), len(slos),
+    head[[C_FORM, C_COVER, C_AXES, C_CLASSES, C_INTERVAL]] = (
+        form, grid is not None and grid.cover_decodes, len(sizes), len(slos), interval_ns,
     )  # fmt: skip
     head[C_SIZES : C_SIZES + len(sizes)] = sizes
     table = np.empty(0, np.int64) if grid is None else grid.table(spec).ravel()
@@ -112,41 +119,55 @@ def _key(a, q, c, rule):  # type: ignore[no-untyped-def]
 
 @kernel
 def _number(a, e, c, rule):  # type: ignore[no-untyped-def]
-    """Note every request's place in the queue; (is it sorted already, is any late)."""
+    """Note every request's place in the queue; (number of sorted runs, key of the last)."""
     r, i = a[e + E_WAIT_HEAD], 0
-    is_sorted, any_late, last = True, False, np.int64(-(1 << 62))
+    runs, last = 1, np.int64(-(1 << 62))
     while r >= 0:
         q = row(a, 0, r)
         a[q + F_CAL] = i
         key = _key(a, q, c, rule)
-        is_sorted = is_sorted and last <= key
-        any_late = any_late or _is_late(a, q, c) != 0
+        runs += key < last
         last = key
         r = a[q + F_NEXT]
         i += 1
-    return is_sorted, any_late
+    return runs, last
 
 
 @kernel
-def _merge_once(a, head, width, c, rule):  # type: ignore[no-untyped-def]
-    """Merge neighbouring runs of `width` requests; (new head, how many merges)."""
-    new_head, tail, left, merges = np.int64(-1), np.int64(-1), head, 0
+def _after_run(a, r, key, c, rule):  # type: ignore[no-untyped-def]
+    """The first request behind the sorted run that begins with request `r`, -1 at the end."""
+    while True:
+        r = a[row(a, 0, r) + F_NEXT]
+        if r < 0:
+            return r
+        following = _key(a, row(a, 0, r), c, rule)
+        if following < key:
+            return r
+        key = following
+
+
+@kernel
+def _merge_runs(a, head, c, rule):  # type: ignore[no-untyped-def]
+    """Merge every sorted run with the one behind it; (new head, how many runs are left)."""
+    new_head, tail, left, runs = np.int64(-1), np.int64(-1), head, 0
     while left >= 0:
-        merges += 1
-        right, in_left = left, 0
-        while in_left < width and right >= 0:
-            right = a[row(a, 0, right) + F_NEXT]
-            in_left += 1
-        in_right = width
-        while in_left > 0 or (in_right > 0 and right >= 0):
-            from_left = in_right == 0 or right < 0
-            if in_left > 0 and not from_left:
-                here, there = row(a, 0, left), row(a, 0, right)
-                from_left = _key(a, here, c, rule) <= _key(a, there, c, rule)
-            if in_left > 0 and from_left:
-                taken, left, in_left = left, a[row(a, 0, left) + F_NEXT], in_left - 1
+        runs += 1
+        key = _key(a, row(a, 0, left), c, rule)
+        middle = _after_run(a, left, key, c, rule)
+        right, in_left, in_right = middle, True, middle >= 0
+        right_key = _key(a, row(a, 0, right), c, rule) if in_right else np.int64(0)
+        while in_left or in_right:
+            if in_left and (not in_right or key <= right_key):
+                taken, left = left, a[row(a, 0, left) + F_NEXT]
+                in_left = left != middle
+                if in_left:
+                    key = _key(a, row(a, 0, left), c, rule)
             else:
-                taken, right, in_right = right, a[row(a, 0, right) + F_NEXT], in_right - 1
+                taken, right = right, a[row(a, 0, right) + F_NEXT]
+                in_right = right >= 0
+                if in_right:
+                    before, right_key = right_key, _key(a, row(a, 0, right), c, rule)
+                    in_right = right_key >= before
             if tail < 0:
                 new_head = taken
             else:
@@ -154,7 +175,7 @@ def _merge_once(a, head, width, c, rule):  # type: ignore[no-untyped-def]
             tail = taken
         left = right
     a[row(a, 0, tail) + F_NEXT] = -1
-    return new_head, merges
+    return new_head, runs
 
 
 @kernel
@@ -176,16 +197,19 @@ def _chain_order(a, e):  # type: ignore[no-untyped-def]
 
 @kernel
 def sort_waiting(a, e, c, rule):  # type: ignore[no-untyped-def]
-    """Bring the waiting queue into the order of a rule (merge sort of the list, stable)."""
+    """Bring the waiting queue into the order of a rule (natural merge sort of the list, stable).
+
+    A queue that was sorted before the last iteration has few runs: only who has come or become
+    late since is out of place.
+    """
     if rule == QUEUE or a[e + E_WAITING] < 2 or a[e + E_PRIORITY] != 0:
         return
-    is_sorted, any_late = _number(a, e, c, rule)
-    if rule == LATE_LAST and not any_late:
-        return
-    head, width, merges = a[e + E_WAIT_HEAD], 1, 1 if is_sorted else 2
-    while merges > 1:
-        head, merges = _merge_once(a, head, width, c, rule)
-        width *= 2
+    runs, last = _number(a, e, c, rule)
+    if rule == LATE_LAST and runs == 1 and last == 0:
+        return  # nobody is late
+    head = a[e + E_WAIT_HEAD]
+    while runs > 1:
+        head, runs = _merge_runs(a, head, c, rule)
     a[e + E_WAIT_HEAD] = head
     _chain_order(a, e)
 
@@ -195,12 +219,12 @@ def _held(a, e, c, most):  # type: ignore[no-untyped-def]
     """The cap that admits no late request."""
     if a[e + E_WAITING] == 0:
         return most
-    punctual, r = a[e + E_WAITING], a[e + E_WAIT_HEAD]
-    while r >= 0:
+    allowed, r = a[e + E_RUNNING], a[e + E_WAIT_HEAD]
+    while r >= 0 and allowed < most:
         q = row(a, 0, r)
-        punctual -= _is_late(a, q, c)
+        allowed += 1 - _is_late(a, q, c)
         r = a[q + F_NEXT]
-    return max(min(most, a[e + E_RUNNING] + punctual), 1)
+    return max(min(most, allowed), 1)
 
 
 @kernel
@@ -242,8 +266,8 @@ def is_legal(c, actions, at):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def play_action(a, io, c, actions, at, interval_ns):  # type: ignore[no-untyped-def]
-    """Repeat a legal action until `interval_ns` has passed, and observe.
+def play_action(a, io, c, actions, at):  # type: ignore[no-untyped-def]
+    """Take a legal action in every iteration that its interval covers, and observe.
 
     Returns (kind of the next point, iterations).
     """
@@ -253,7 +277,7 @@ def play_action(a, io, c, actions, at, interval_ns):  # type: ignore[no-untyped-
         take_batch(a, 0, a[H_ENG])
         point = advance(a, 0)
         iterations += 1
-        if point == 0 or a[H_NOW] - begin >= interval_ns:
+        if point == DONE or a[H_NOW] - begin >= c[C_INTERVAL]:
             break
     write_state(a, 0, a[H_ENG], a, a[H_STATE])
     write_engine_features(a, a[H_STATE], io, io, ENGINE_SCALE_SIZE)
@@ -263,9 +287,10 @@ def play_action(a, io, c, actions, at, interval_ns):  # type: ignore[no-untyped-
 @kernel
 def _step_controlled(a, io, c, actions):  # type: ignore[no-untyped-def]
     if not is_legal(c, actions, 0):
-        return np.int64(ILLEGAL), 0.0, 0.0
-    point, _ = play_action(a, io, c, actions, 0, 0)
-    return outcome(a, point)
+        return np.int64(ILLEGAL), 0.0, 0.0, np.int64(0)
+    point, iterations = play_action(a, io, c, actions, 0)
+    _, dt_s, reward = outcome(a, point)
+    return point, dt_s, reward, iterations
 
 
 def controlled_stepper(
@@ -273,7 +298,8 @@ def controlled_stepper(
 ) -> FusedStep | None:
     """`step(action)` of one engine, int64 and contiguous, or `None` without an arena.
 
-    An illegal action changes nothing and gives the point `ILLEGAL`.
+    Its outcome has the number of iterations at its end. An illegal action changes nothing and
+    gives the point `ILLEGAL`.
     """
     arena = usable_arena(simulator)
     if arena is None:

@@ -98,7 +98,7 @@ def _show(io, observations, i):  # type: ignore[no-untyped-def]
 
 @kernel
 def step_engines(  # type: ignore[no-untyped-def]
-    table, actions, observations, rewards, dt_s, ended, iterations, interval_ns
+    table, actions, observations, rewards, dt_s, ended, iterations
 ):
     """Step every engine whose row says so; all arrays are contiguous.
 
@@ -110,7 +110,6 @@ def step_engines(  # type: ignore[no-untyped-def]
         dt_s: float64, simulated seconds; 0 where not stepped.
         ended: bool, whether the episode is over.
         iterations: int64, iterations of the step; empty: not asked for.
-        interval_ns: an action is repeated until so much time has passed.
 
     Returns:
         How many episodes ended; -1 - i if the action of sub-environment i is illegal, and then
@@ -131,7 +130,7 @@ def step_engines(  # type: ignore[no-untyped-def]
         a = _int64s(table[t + V_ARENA], table[t + V_ARENA_SIZE])
         io = _float32s(table[t + V_IO], table[t + V_IO_SIZE])
         c = _int64s(table[t + V_CONTROL], table[t + V_CONTROL_SIZE])
-        point, count = play_action(a, io, c, flat, i * width, interval_ns)
+        point, count = play_action(a, io, c, flat, i * width)
         _, dt_s[i], rewards[i] = outcome(a, point)
         _show(io, observations, i)
         ended[i] = point == DONE

@@ -16,6 +16,7 @@ from synergy_gym.actions import EngineGrid
 from synergy_gym.envs.base import Part
 from synergy_gym.envs.cluster_routing import router_parts
 from synergy_gym.envs.decisions import EngineActions
+from synergy_gym.envs.fused_engine import engine_control
 from synergy_gym.features import EngineFeatures, RouterFeatures
 from synergy_gym.observation import Float32Array, Group, ObservationLayout, Slot
 from synergy_gym.types import SLO, BoolArray, EngineSpec, IntArray
@@ -69,9 +70,33 @@ class JointObservation:
             out[0] = float(layer == "engine")
         return out[self.parts[layer]]
 
+    def part(self, observation: Any, layer: Layer) -> Any:
+        """A layer's part of an observation, flat or a Dict, as its own environment shows it."""
+        own = self.parts[layer]
+        if not isinstance(observation, Mapping):
+            return observation[own]
+        return {k: v for k, v in observation.items() if _lies_in(self.views[k], own)}
+
+    def layer_space(self, space: spaces.Space[Any], layer: Layer) -> spaces.Space[Any]:
+        """The space of a layer by itself, of the space of whole observations."""
+        if isinstance(space, spaces.Dict):
+            return spaces.Dict(self.part(space.spaces, layer))
+        own = self.parts[layer]
+        return spaces.Box(self.layout.low[own], self.layout.high[own])
+
+    def agent_space(self, engine: int) -> spaces.Box:
+        """The space of what one engine sees, or with -1 the router."""
+        layout = self.router.layout if engine < 0 else self.engines[engine].layout
+        return spaces.Box(layout.low, layout.high)
+
     def write_engine(self, state: IntArray, engine: int, out: Float32Array) -> None:
         """Write what `engine` sees in this state of it."""
         self.engines[engine].write(state, self.begin(out, "engine"))
+
+
+def _lies_in(part: Part, own: slice) -> bool:
+    first = part.start if isinstance(part, slice) else part[0]
+    return bool(own.start <= first < own.stop)
 
 
 class JointActions:
@@ -114,6 +139,11 @@ class JointActions:
         if self._is_dict:
             return spaces.Dict({layer: self.spaces[layer] for layer in self.layers})
         return spaces.MultiDiscrete([len(self.engines), *self._sizes])
+
+    def controls(self, engines: Sequence[EngineSpec], slos: Sequence[SLO]) -> IntArray:
+        """What the actions of each engine mean to the compiled step, a row each."""
+        pairs = zip(engines, self.engines, strict=True)
+        return np.stack([engine_control(spec, slos, own.sizes, own.grid) for spec, own in pairs])
 
     def part(self, action: Any, layer: Layer) -> Any:
         """What an action says for the layer that decides.

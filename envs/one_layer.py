@@ -14,16 +14,16 @@ from synergy_gym.types import BoolArray
 
 
 class OneLayer(gym.Wrapper[Any, Any, Any, Any]):
-    """Shows the decisions of one layer of `CrossLayer-v0`; a function takes those of the other.
+    """Shows the decisions of one layer of `CrossLayer-v1`; a function takes those of the other.
 
     For training the layers in turn: learn one against the other's present policy, say a network
     of another training run, then change places. (A registered policy or an agent file needs no
     wrapper: give it to the environment as `router_policy=` or `engine_policy=`.)
 
-    Observations and actions are those of `ClusterRouting-v0` or `EngineBatching-v0`. A step lasts
-    from one decision of the layer to its next: rewards, `reward_terms`, `met_by_engine` and `dt_s`
-    of the other layer's steps in between are added up. What the other layer earns before the first
-    decision belongs to the first step.
+    Observations and actions are those of `ClusterRouting-v1` or `EngineBatching-v1`. A step lasts
+    from one decision of the layer to its next: rewards, `reward_terms`, `met_by_engine`, `dt_s` and
+    `iterations` of the other layer's steps in between are added up. What the other layer earns
+    before the first decision belongs to the first step.
 
     Args:
         env: a `CrossLayerEnv` in which the agent decides both layers, wrapped or not.
@@ -44,7 +44,7 @@ class OneLayer(gym.Wrapper[Any, Any, Any, Any]):
     ) -> None:
         gym.Wrapper.__init__(self, env)
         if not isinstance(env.unwrapped, CrossLayerEnv):
-            raise TypeError(f"OneLayer needs SynergyGym/CrossLayer-v0, got {env}")
+            raise TypeError(f"OneLayer needs SynergyGym/CrossLayer-v1, got {env}")
         self._cross = env.unwrapped
         if layer not in LAYERS or self._cross.layers != LAYERS:
             raise ValueError(
@@ -101,6 +101,8 @@ def _joined(first: Any, second: Any) -> Any:
     if "dt_s" in before:
         terms, earlier = info["reward_terms"], before["reward_terms"]
         info["dt_s"] += before["dt_s"]
+        if "iterations" in info:
+            info["iterations"] += before["iterations"]
         info["reward_terms"] = {name: value + earlier[name] for name, value in terms.items()}
         info["met_by_engine"] = info["met_by_engine"] + before["met_by_engine"]
     return observation, first[1] + reward, terminated, truncated, info

@@ -3,7 +3,7 @@
     from synergy_gym.envs.pettingzoo import env, parallel_env
 
 `env(...)` is an AEC environment: agents are asked one at a time, in the order of simulated time,
-exactly as `SynergyGym/CrossLayer-v0` asks its layers. `parallel_env(...)` asks all agents at every
+exactly as `SynergyGym/CrossLayer-v1` asks its layers. `parallel_env(...)` asks all agents at every
 arrival. Both need the extra `pettingzoo`. Their classes say the rest.
 """
 
@@ -148,10 +148,10 @@ class ClusterAEC(_Shown, AECEnv):  # type: ignore[misc]
 
     | Agent          | Asked when                        | Observation (float32)               | Action                   |
     |----------------|-----------------------------------|-------------------------------------|--------------------------|
-    | `router`       | a request arrives                 | `ClusterRouting-v0`: 10 + 21 * engines | `Discrete(engines)`   |
-    | `engine_0`, .. | it plans its next iteration       | `EngineBatching-v0`: 17             | as `action=` says, within the engine's own limits |
+    | `router`       | a request arrives                 | `ClusterRouting-v1`: 10 + 21 * engines | `Discrete(engines)`   |
+    | `engine_0`, .. | it plans an iteration, and its last decision is `decision_interval_s` old | `EngineBatching-v1`: 17 | as `action=` says, within the engine's own limits |
 
-    The order of decisions is that of `SynergyGym/CrossLayer-v0`; agents are not asked in turns,
+    The order of decisions is that of `SynergyGym/CrossLayer-v1`; agents are not asked in turns,
     and an engine without work is not asked at all. An agent may be observed at any time: it sees
     the present, the router without a request unless one is being routed. While an engine is down
     the router's info has `action_mask` (int8). Every info has `now_s` and `dt_s`, the time since
@@ -176,7 +176,7 @@ class ClusterAEC(_Shown, AECEnv):  # type: ignore[misc]
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - PettingZoo declares it so
         **CrossLayerEnv.metadata,
-        "name": "synergy_gym_cross_layer_v0",
+        "name": "synergy_gym_cross_layer_v1",
         "is_parallelizable": False,
     }
 
@@ -230,16 +230,17 @@ class ClusterParallel(_Shown, ParallelEnv):  # type: ignore[misc]
     A step lasts from one arrival to the next: the router sends the request that has just arrived,
     and each engine's decision holds for all iterations that it begins until the next arrival (with
     a grid, budgets follow the decodes of each iteration). After the last arrival it holds to the
-    end of the episode. Every iteration by itself can be decided in the AEC environment only; one
-    that repeats its decisions likewise plays the same episode, bit for bit.
+    end of the episode. Every iteration by itself can be decided in the AEC environment only
+    (`decision_interval_s=None`); one that repeats its decisions likewise plays the same episode,
+    bit for bit.
 
-    Agents, spaces, observations, rewards, infos and arguments are those of `ClusterAEC`. A router
-    with a policy is no agent; a step is an arrival all the same.
+    Agents, spaces, observations, rewards, infos and arguments are those of `ClusterAEC`, less
+    `decision_interval_s`. A router with a policy is no agent; a step is an arrival all the same.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - PettingZoo declares it so
         **CrossLayerEnv.metadata,
-        "name": "synergy_gym_cross_layer_parallel_v0",
+        "name": "synergy_gym_cross_layer_parallel_v1",
     }
 
     def __init__(
@@ -251,7 +252,12 @@ class ClusterParallel(_Shown, ParallelEnv):  # type: ignore[misc]
         **arguments: Any,
     ) -> None:
         # Steps end at arrivals, so the core stops there even where a policy answers.
-        core = _core(scenario, arguments)
+        if "decision_interval_s" in arguments:
+            raise TypeError(
+                "decision_interval_s means nothing here: decisions hold until the next arrival; "
+                "leave it out, or use the AEC environment"
+            )
+        core = _core(scenario, {**arguments, "decision_interval_s": None})
         self._router: FixedRouter | None = None
         if router_policy is not None:
             if "engine" not in core.layers:

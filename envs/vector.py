@@ -8,24 +8,23 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from synergy_gym.envs.action_wrappers import DecisionInterval
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.envs.fused_vector import step_engines, step_routers
 from synergy_gym.envs.randomisation import DomainRandomization, WorldRanges
 from synergy_gym.envs.vector_base import ServingVectorEnv, VectorStep, spread
-from synergy_gym.types import NS_PER_S, IntArray
+from synergy_gym.types import IntArray
 
 _LISTS = ("scenario", "load", "workload")
 _NO_CONTROL: IntArray = np.zeros(0, np.int64)
 
 
 class EngineBatchingVectorEnv(ServingVectorEnv):
-    """N `EngineBatching-v0` environments, stepped by one compiled call.
+    """N `EngineBatching-v1` environments, stepped by one compiled call.
 
     ```python
     >>> import gymnasium as gym, synergy_gym
-    >>> envs = gym.make_vec("SynergyGym/EngineBatching-v0", num_envs=64, action="grid")
+    >>> envs = gym.make_vec("SynergyGym/EngineBatching-v1", num_envs=64)
     >>> observations, infos = envs.reset(seed=0)
     >>> observations.shape
     (64, 17)
@@ -37,12 +36,11 @@ class EngineBatchingVectorEnv(ServingVectorEnv):
     bit. Spaces are the single ones, batched. All arguments of the single environment are
     taken, and in addition:
 
-    | Parameter             | Type                | Default       | Description                      |
-    |-----------------------|---------------------|---------------|----------------------------------|
-    | `num_envs`            | int                 | `1`           | how many                         |
-    | `autoreset_mode`      | `AutoresetMode`     | `"NextStep"`  | `"NextStep"`, `"SameStep"` or `"Disabled"` |
-    | `decision_interval_s` | float or None       | `None`        | an action is repeated until so much simulated time has passed, as `DecisionInterval` does |
-    | `worlds`              | `WorldRanges` or None | `None`      | every episode plays a world drawn from these, as `DomainRandomization` does; instead of `scenario` and `load` |
+    | Parameter        | Type                  | Default      | Description                             |
+    |------------------|-----------------------|--------------|-----------------------------------------|
+    | `num_envs`       | int                   | `1`          | how many                                |
+    | `autoreset_mode` | `AutoresetMode`       | `"NextStep"` | `"NextStep"`, `"SameStep"` or `"Disabled"` |
+    | `worlds`         | `WorldRanges` or None | `None`       | every episode plays a world drawn from these, as `DomainRandomization` does; instead of `scenario` and `load` |
 
     `scenario`, `load` and `workload` may be lists with one value per sub-environment; the
     scenarios must have the same spaces (with `action="grid"` all engines have).
@@ -57,21 +55,13 @@ class EngineBatchingVectorEnv(ServingVectorEnv):
         num_envs: int = 1,
         *,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        decision_interval_s: float | None = None,
         worlds: WorldRanges | None = None,
         **arguments: Any,
     ) -> None:
-        self._interval_ns = round((decision_interval_s or 0.0) * NS_PER_S)
-
-        def build(**given: Any) -> gym.Env[Any, Any]:
-            env = EngineBatchingEnv(**given)
-            return (
-                env if decision_interval_s is None else DecisionInterval(env, decision_interval_s)
-            )
-
-        maker = _Maker(build, num_envs, worlds, arguments)
+        maker = _Maker(EngineBatchingEnv, num_envs, worlds, arguments)
         super().__init__(maker, num_envs, autoreset_mode, step_engines)
-        self._counted = decision_interval_s is not None
+        first: Any = self._core(0)
+        self._counted = first.decision_interval_s is not None
 
     def _control(self, i: int) -> IntArray:
         core: Any = self._core(i)
@@ -82,15 +72,15 @@ class EngineBatchingVectorEnv(ServingVectorEnv):
         return np.empty(self.num_envs, np.int64) if self._counted else self._no_iterations
 
     def _call(self, numbers: IntArray, step: VectorStep) -> int:
-        return self._run(numbers, step, step.iterations, self._interval_ns)
+        return self._run(numbers, step, step.iterations)
 
 
 class ClusterRoutingVectorEnv(ServingVectorEnv):
-    """N `ClusterRouting-v0` environments, stepped by one compiled call.
+    """N `ClusterRouting-v1` environments, stepped by one compiled call.
 
     ```python
     >>> import gymnasium as gym, synergy_gym
-    >>> envs = gym.make_vec("SynergyGym/ClusterRouting-v0", num_envs=8, load=[0.8, 1.2] * 4)
+    >>> envs = gym.make_vec("SynergyGym/ClusterRouting-v1", num_envs=8, load=[0.8, 1.2] * 4)
     >>> observations, infos = envs.reset(seed=0)
     >>> observations, rewards, terminated, truncated, infos = envs.step(envs.action_space.sample())
     >>> envs.close()

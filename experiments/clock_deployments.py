@@ -252,8 +252,9 @@ def _precision(row: Any) -> str:
 
 
 def _cache(model: str, gpu: str, engine: str) -> str:
-    """InferenceMAX's scripts set an FP8 cache for Llama-70B, but not with vLLM on the H100, and for
-    gpt-oss on the B200.
+    """As InferenceMAX's scripts set it.
+
+    An FP8 cache for Llama-70B, but not with vLLM on the H100, and for gpt-oss on the B200.
     """
     llama = model == "meta-llama/Llama-3.1-70B" and not (engine == "vllm" and gpu == "h100")
     return "fp8" if llama or (model == "openai/gpt-oss-120b" and gpu == "b200") else "bf16"

@@ -4,7 +4,7 @@ Importing this package registers the environments (by entry-point string) and no
 every public name below is loaded when it is first used, so the import stays light.
 
     >>> import gymnasium, synergy_gym
-    >>> env = gymnasium.make("SynergyGym/EngineBatching-v0", scenario="chat-h100")
+    >>> env = gymnasium.make("SynergyGym/EngineBatching-v1", scenario="chat-h100")
 """
 
 from synergy_gym import isolation as _isolation
@@ -25,19 +25,22 @@ if (_root / "pyproject.toml").is_file() and (_root / "envs").is_dir():
     __path__.append(str(_root))  # a checkout: `envs/` and `policies/` sit beside this folder
 
 _ENVIRONMENTS = {
-    "SynergyGym/EngineBatching-v0": "synergy_gym.envs.engine_batching:EngineBatchingEnv",
-    "SynergyGym/ClusterRouting-v0": "synergy_gym.envs.cluster_routing:ClusterRoutingEnv",
-    "SynergyGym/CrossLayer-v0": "synergy_gym.envs.cross_layer:CrossLayerEnv",
-    "SynergyGym/EngineBatching-v1": "synergy_gym.envs.engine_batching:EngineBatchingEnv",
-    "SynergyGym/ClusterRouting-v1": "synergy_gym.envs.cluster_routing:ClusterRoutingEnv",
-    "SynergyGym/CrossLayer-v1": "synergy_gym.envs.cross_layer:CrossLayerEnv",
+    "EngineBatching": "synergy_gym.envs.engine_batching:EngineBatchingEnv",
+    "ClusterRouting": "synergy_gym.envs.cluster_routing:ClusterRoutingEnv",
+    "CrossLayer": "synergy_gym.envs.cross_layer:CrossLayerEnv",
 }
 _VECTOR_ENVIRONMENTS = {
-    "SynergyGym/EngineBatching-v0": "synergy_gym.envs.vector:EngineBatchingVectorEnv",
-    "SynergyGym/ClusterRouting-v0": "synergy_gym.envs.vector:ClusterRoutingVectorEnv",
-    "SynergyGym/EngineBatching-v1": "synergy_gym.envs.vector:EngineBatchingVectorEnv",
-    "SynergyGym/ClusterRouting-v1": "synergy_gym.envs.vector:ClusterRoutingVectorEnv",
+    "EngineBatching": "synergy_gym.envs.vector:EngineBatchingVectorEnv",
+    "ClusterRouting": "synergy_gym.envs.vector:ClusterRoutingVectorEnv",
 }
+_VERSIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "v0": {
+        "EngineBatching": {"action": "limits", "decision_interval_s": None},
+        "CrossLayer": {"action": "grid", "decision_interval_s": None},
+    },
+    "v1": {},  # the defaults of the classes
+}
+"""Arguments by version and environment; the classes say what each version is."""
 _SEASONS = {"v0": 1, "v1": 2}
 """Whose scenarios an environment plays, by the version in its id."""
 
@@ -111,16 +114,18 @@ def _register() -> None:
     Gymnasium's checker and order guard would wrap every step; an invalid action is an error of
     the environment itself, so neither is stacked on top.
     """
-    for name, entry_point in _ENVIRONMENTS.items():
-        if name not in _gymnasium.registry:
-            _gymnasium.register(
-                name,
-                entry_point=entry_point,
-                vector_entry_point=_VECTOR_ENVIRONMENTS.get(name),
-                kwargs={"season": _SEASONS[name.rpartition("-")[2]]},
-                order_enforce=False,
-                disable_env_checker=True,
-            )
+    for version, arguments in _VERSIONS.items():
+        for name, entry_point in _ENVIRONMENTS.items():
+            full = f"SynergyGym/{name}-{version}"
+            if full not in _gymnasium.registry:
+                _gymnasium.register(
+                    full,
+                    entry_point=entry_point,
+                    vector_entry_point=_VECTOR_ENVIRONMENTS.get(name),
+                    kwargs={"season": _SEASONS[version], **arguments.get(name, {})},
+                    order_enforce=False,
+                    disable_env_checker=True,
+                )
 
 
 _register()

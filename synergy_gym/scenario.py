@@ -383,6 +383,49 @@ def _event(event: EventTable, names: list[str]) -> Event:
     )
 
 
+def windowed(scenario: Scenario, warmup_s: float | None, horizon_s: float | None) -> Scenario:
+    """The scenario with another warm-up or horizon in seconds, where given.
+
+    Arrivals stop at the horizon; those in [warm-up, horizon) are scored.
+
+    Raises:
+        ValueError: no finite number of seconds, no scored window is left, or the scenario has an
+            event at the given horizon or after it.
+    """
+    given: dict[str, Any] = {}
+    for name, value in (("warmup_s", warmup_s), ("horizon_s", horizon_s)):
+        if value is not None:
+            cure = f"None keeps the scenario's own {getattr(scenario, name):g} s"
+            given[name] = checked_seconds(name, value, cure, zero=name == "warmup_s")
+    changed = dataclasses.replace(scenario, **given) if given else scenario
+    if not 0 <= changed.warmup_s < changed.horizon_s:
+        raise ValueError(
+            f"warm-up {changed.warmup_s} s and horizon {changed.horizon_s} s leave no scored "
+            "window; choose 0 <= warm-up < horizon"
+        )
+    late = [event for event in scenario.events if event.at_s >= changed.horizon_s]
+    if late and horizon_s is not None:
+        raise ValueError(
+            f"horizon_s={horizon_s} ends scenario {scenario.name!r} before its event "
+            f"{late[0].kind!r} at {late[0].at_s:g} s; choose a horizon after its last event, at "
+            f"{late[-1].at_s:g} s"
+        )
+    return changed
+
+
+def checked_seconds(name: str, value: Any, cure: str, *, zero: bool = False) -> float:
+    """`value` as a finite number of seconds above 0 (`zero`: or 0).
+
+    Raises:
+        ValueError: it is none; the message names the argument, the value and the cure.
+    """
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if is_number and np.isfinite(value) and (value > 0 or (zero and value == 0)):
+        return float(value)
+    least = ">= 0" if zero else "> 0"
+    raise ValueError(f"{name}={value!r} must be a finite number of seconds {least}; {cure}")
+
+
 def stop_time_ns(workload: Workload, slos: Sequence[SLO], horizon_s: float) -> int:
     """The instant after which no request can meet its SLOs any more, in nanoseconds.
 

@@ -97,10 +97,11 @@ def test_environments_are_registered() -> None:
 
     import synergy_gym  # noqa: F401
 
-    for name in ("SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v0"):
-        spec = gymnasium.spec(name)
-        assert not spec.order_enforce
-        assert spec.disable_env_checker
+    for name in ("EngineBatching", "ClusterRouting", "CrossLayer"):
+        for version in ("v0", "v1"):
+            spec = gymnasium.spec(f"SynergyGym/{name}-{version}")
+            assert not spec.order_enforce
+            assert spec.disable_env_checker
 
 
 @pytest.mark.parametrize("package", ["envs", "policies"])
@@ -147,7 +148,7 @@ def test_the_wheel_works_from_any_folder(wheel: Path, tmp_path: Path, place: str
     code = (
         "import gymnasium, synergy_gym, synergy_gym.envs, synergy_gym.policies as p;"
         "print(synergy_gym.__file__, len(synergy_gym.list_scenarios()) > 0, p.__name__);"
-        "print(type(gymnasium.make('SynergyGym/EngineBatching-v0').unwrapped).__module__)"
+        "print(type(gymnasium.make('SynergyGym/EngineBatching-v1').unwrapped).__module__)"
     )
     result = run_python(code, ROOT if place == "root" else Path("/"), PYTHONPATH=str(site))
     assert result.returncode == 0, result.stderr

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from synergy_gym.scenario import (
     list_scenarios,
     load_scenario,
     stop_time_ns,
+    windowed,
 )
 from synergy_gym.seasons import SEASON, season_files
 from synergy_gym.types import SLO, EngineSpec, Event
@@ -475,3 +477,46 @@ def test_stop_time_of_a_closed_loop_counts_from_the_horizon() -> None:
 def test_stop_time_of_empty_traffic_is_the_horizon() -> None:
     empty = make_workload(*(np.empty(0, np.int64) for _ in range(3)))
     assert stop_time_ns(empty, [SLO("a", e2e_s=1.0)], 10.0) == 10_000_000_000
+
+
+def test_a_window_shortens_or_lengthens_an_episode() -> None:
+    scenario = load_scenario("smoke")
+    assert windowed(scenario, None, None) is scenario
+    short = windowed(scenario, 1, np.float32(5.0))
+    assert (short.warmup_s, short.horizon_s) == (1.0, 5.0)
+    assert short.workload(seed=3).arrival_ns.max() < 5 * 10**9
+    assert windowed(scenario, None, 5.0).warmup_s == scenario.warmup_s
+    long = windowed(scenario, 0.0, 60.0).workload(seed=3)
+    assert 50 * 10**9 < long.arrival_ns.max() < 60 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("window", "match"),
+    [
+        ((None, 0), "horizon_s=0 must be a finite number of seconds > 0; None keeps the"),
+        ((None, -3.0), "horizon_s=-3.0 must be"),
+        ((None, float("inf")), "horizon_s=inf must be .* scenario's own 20 s"),
+        ((None, float("nan")), "horizon_s=nan must be"),
+        ((None, True), "horizon_s=True must be"),
+        ((None, "5"), "horizon_s='5' must be"),
+        ((-1.0, None), "warmup_s=-1.0 must be a finite number of seconds >= 0; None keeps"),
+        ((float("nan"), None), "warmup_s=nan must be"),
+        ((False, None), "warmup_s=False must be"),
+        ((20.0, None), "warm-up 20.0 s and horizon 20.0 s leave no scored window"),
+        ((None, 2.0), "warm-up 2.0 s and horizon 2.0 s leave no scored window"),
+    ],
+    ids=str,
+)
+def test_impossible_windows_name_the_cure(window: tuple[Any, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match) as error:
+        windowed(load_scenario("smoke"), *window)
+    assert "\n" not in str(error.value)
+
+
+def test_a_window_ends_after_the_last_event() -> None:
+    scenario = load_scenario("incident-cold-restart")
+    last = scenario.events[-1].at_s
+    assert windowed(scenario, 0.0, last + 1).events == scenario.events
+    with pytest.raises(ValueError, match=f"before its event .* at {last:g} s"):
+        windowed(scenario, 0.0, last)
+    assert windowed(scenario, 0.0, None).events == scenario.events

@@ -10,11 +10,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from synergy_gym.evaluation.bench import Row, router_scenario
+from synergy_gym.evaluation.bench import EVERY_ITERATION, Row, router_scenario
 from synergy_gym.sim.bench_million import traffic
 from synergy_gym.workload.base import Workload
 
-_ENGINE, _ROUTER = "SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v0"
+_ENGINE, _ROUTER = "SynergyGym/EngineBatching-v1", "SynergyGym/ClusterRouting-v1"
 _NATIVE = "vector_entry_point"
 _REPEATS = 7
 
@@ -41,7 +41,7 @@ def _engines(count: int, horizon_s: float) -> Any:
     def play(load: float, seed: int) -> Workload:
         return traffic(int(7.0 * load * horizon_s), 7.0 * load, seed)
 
-    given: dict[str, Any] = {"scenario": scenario, "workload": play}
+    given: dict[str, Any] = {"scenario": scenario, "workload": play, **EVERY_ITERATION}
     return gym.make_vec(_ENGINE, num_envs=count, vectorization_mode=_NATIVE, **given)
 
 
@@ -93,7 +93,10 @@ def ppo_row(name: str, timesteps: int = 16_384, **arguments: Any) -> Row:
     model.learn(timesteps, reset_num_timesteps=False)
     whole = time.perf_counter() - begin
     what = f"{name.split('/')[1]}'s share of PPO's time"
-    scenario = envs.get_attr("scenario")[0].name
+    core = envs.envs[0].unwrapped
+    interval_s = getattr(core, "decision_interval_s", None)
+    held = "" if interval_s is None else f", decisions of {interval_s:g} s"
+    scenario = core.scenario.name + held
     note = f"{timesteps / whole:,.0f} frames/s, 8 environments, {scenario}, with resets"
     return Row(what, 100 * spent[0] / whole, "%", 10.0, False, note)
 
@@ -103,6 +106,7 @@ def vector_rows() -> list[Row]:
     return [
         vector_row(64, 400, 900.0, 10.0),
         vector_row(1024, 60, 120.0, 1.0),
-        ppo_row(_ENGINE, action="grid"),
+        ppo_row(_ENGINE, decision_interval_s=None),
+        ppo_row(_ENGINE),
         ppo_row(_ROUTER),
     ]

@@ -11,7 +11,6 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from synergy_gym.evaluation.manifest import write_whole
 from synergy_gym.evaluation.scores import Bounds
 from synergy_gym.evaluation.suites import Suite
 from synergy_gym.evaluation.tables import cell
-from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.scenario import Scenario, load_scenario, windowed
 
 BOUNDS_FILE = "bounds.csv"
 COLUMNS = ("scenario", "load", "seed", "bound", "world")
@@ -91,12 +90,7 @@ def _episodes(suite: Suite) -> Iterable[tuple[World, str]]:
 
 
 def _world(name: str, horizon_s: float | None, warmup_s: float | None, season: int) -> Scenario:
-    world = load_scenario(name, season)
-    return replace(
-        world,
-        horizon_s=world.horizon_s if horizon_s is None else float(horizon_s),
-        warmup_s=world.warmup_s if warmup_s is None else float(warmup_s),
-    )
+    return windowed(load_scenario(name, season), warmup_s, horizon_s)
 
 
 def _bounds(worlds: Sequence[World], processes: int) -> list[float | None]:

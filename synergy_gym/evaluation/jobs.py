@@ -17,11 +17,10 @@ from synergy_gym.evaluation.runner import (
     Result,
     RouterPolicySpec,
     evaluate,
-    windowed,
 )
 from synergy_gym.evaluation.timed import Charge, ChargedSimulator
 from synergy_gym.metrics import latencies, scored, select
-from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.scenario import Scenario, load_scenario, windowed
 from synergy_gym.seasons import SEASON
 
 Track = Literal["engine", "router", "joint"]

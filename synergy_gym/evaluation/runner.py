@@ -19,7 +19,7 @@ from synergy_gym.live.router_rehearsal import rehearse_routing
 from synergy_gym.metrics import NO_HORIZON_NS, scored, slo_met, summarize
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
-from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.scenario import Scenario, load_scenario, windowed
 from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.cluster import Simulator
@@ -345,23 +345,6 @@ def _built(options: LiveOptions | None, policy: Any, cls: Any, episode: dict[str
     if options is not None:
         return build_live(LiveEpisode(options=options, engine_policy=policy, **episode))
     return build_simulator(**episode, cls=cls)
-
-
-def windowed(world: Scenario, warmup_s: float | None, horizon_s: float | None) -> Scenario:
-    """The scenario with another warm-up or horizon in seconds, where given.
-
-    Raises:
-        ValueError: no scored window is left.
-    """
-    changes = {"warmup_s": warmup_s, "horizon_s": horizon_s}
-    given = {name: float(value) for name, value in changes.items() if value is not None}
-    world = replace(world, **given) if given else world  # type: ignore[arg-type]
-    if not 0 <= world.warmup_s < world.horizon_s:
-        raise ValueError(
-            f"warm-up {world.warmup_s} s and horizon {world.horizon_s} s leave no scored window; "
-            "choose 0 <= warm-up < horizon"
-        )
-    return world
 
 
 def _timings(player: Player, build_s: float, play_s: float, rules: list[Any]) -> dict[str, float]:

@@ -13,12 +13,11 @@ import numpy as np
 import synergy_gym
 from synergy_gym.evaluation.board import MANIFEST_FILE, Board, read_board
 from synergy_gym.evaluation.jobs import Track, competitor
-from synergy_gym.evaluation.runner import windowed
 from synergy_gym.evaluation.scores import NO_BOUNDS, Bounds, ranking, score_table
 from synergy_gym.evaluation.statistics import interquartile_mean
 from synergy_gym.evaluation.suites import Part, Suite, find_suite
 from synergy_gym.evaluation.tables import Row
-from synergy_gym.scenario import load_scenario
+from synergy_gym.scenario import load_scenario, windowed
 from synergy_gym.seasons import FILES, full_name
 from synergy_gym.types import FloatArray
 

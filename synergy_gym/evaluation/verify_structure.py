@@ -31,7 +31,6 @@ from synergy_gym.evaluation.suites import Suite, find_suite
 from synergy_gym.evaluation.tables import Row, cell, csv_text, row_key
 from synergy_gym.evaluation.verify_figures import figure_problems
 from synergy_gym.evaluation.verify_versions import LAYERS, installed_version, registered
-from synergy_gym.scenario import ScenarioError
 
 TIMED = "-timed"
 MOST_MB = 64
@@ -263,7 +262,7 @@ def _world_problems(board: Board, jobs: Mapping[tuple[Any, ...], Job]) -> Iterat
         if world not in hashes:
             try:
                 scenario = job.world()
-            except ScenarioError as error:
+            except ValueError as error:  # no such scenario, or a window that it cannot have
                 yield f"{place(board, row)}: {error}"
                 continue
             hashes[world] = scenario.hash()

@@ -127,7 +127,8 @@ def _environment(world: Any) -> Any:
     from synergy_gym.envs.authors import AuthorsScheduler
     from synergy_gym.envs.engine_batching import EngineBatchingEnv
 
-    return AuthorsScheduler(EngineBatchingEnv(world, action=AUTHORS_GRID))
+    env = EngineBatchingEnv(world, action=AUTHORS_GRID, decision_interval_s=None)
+    return AuthorsScheduler(env)
 
 
 def _settings(hyper: Mapping[str, Any]) -> Any:

@@ -219,8 +219,6 @@ def native_envs(plan: TrainingPlan, group: Group) -> VecEnv:
     from synergy_gym.envs.vector import ClusterRoutingVectorEnv, EngineBatchingVectorEnv
 
     given: dict[str, Any] = {"worlds": group.worlds, "autoreset_mode": "SameStep"}
-    if plan.kind == "engine":
-        given["decision_interval_s"] = plan.interval_s or None
     cls: Any = EngineBatchingVectorEnv if plan.kind == "engine" else ClusterRoutingVectorEnv
     return SB3VecEnv(cls(group.num_envs, **given, **_arguments(plan)), infos=False)
 
@@ -236,18 +234,17 @@ def single_envs(plan: TrainingPlan, group: Group) -> VecEnv:
 
 
 def _single(plan: TrainingPlan, world: Scenario) -> Any:
-    from synergy_gym.envs.action_wrappers import DecisionInterval
     from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
     from synergy_gym.envs.engine_batching import EngineBatchingEnv
 
-    if plan.kind == "router":
-        return ClusterRoutingEnv(world, **_arguments(plan))
-    env = EngineBatchingEnv(world, **_arguments(plan))
-    return DecisionInterval(env, plan.interval_s) if plan.interval_s else env
+    cls: Any = EngineBatchingEnv if plan.kind == "engine" else ClusterRoutingEnv
+    return cls(world, **_arguments(plan))
 
 
 def _arguments(plan: TrainingPlan) -> dict[str, Any]:
-    own = {"action": plan.grid} if plan.kind == "engine" else {"engine_policy": plan.engine_policy}
+    own: dict[str, Any] = {"engine_policy": plan.engine_policy}
+    if plan.kind == "engine":
+        own = {"action": plan.grid, "decision_interval_s": plan.interval_s or None}
     if not plan.shaping:
         return own
     return {**own, "shaping": plan.shaping, "shaping_weight": plan.shaping_weight}

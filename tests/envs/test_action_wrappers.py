@@ -24,20 +24,22 @@ from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.envs.wrappers import SemiMarkovDiscount
 from synergy_gym.scenario import Scenario
 from synergy_gym.types import Event
+from tests.envs.forms import EVERY_ITERATION
 
 GRID = EngineGrid(
     budgets=(64, 256, 1024), caps=(0.25, 1.0), orders=("queue", "late-last"), holds=(False,)
 )
+STEPS: dict[str, Any] = {"action": GRID, **EVERY_ITERATION}
 
 
 @pytest.fixture
 def batching(short_engine: Scenario, small_traffic: Any) -> EngineBatchingEnv:
-    return EngineBatchingEnv(short_engine, workload=small_traffic, action=GRID)
+    return EngineBatchingEnv(short_engine, workload=small_traffic, **STEPS)
 
 
 @pytest.fixture
 def plain(short_engine: Scenario, small_traffic: Any) -> EngineBatchingEnv:
-    return EngineBatchingEnv(short_engine, workload=small_traffic, action=GRID)
+    return EngineBatchingEnv(short_engine, workload=small_traffic, **STEPS)
 
 
 def play(env: Any, actions: Any, seed: int = 3) -> list[tuple[Any, float, dict[str, Any]]]:
@@ -86,7 +88,7 @@ def test_numbers_outside_are_errors(batching: Any, action: Any) -> None:
 
 def test_too_many_combinations_are_refused(short_engine: Scenario) -> None:
     with pytest.raises(ValueError, match=r"8,388,608 combinations.*grid"):
-        FlatActions(EngineBatchingEnv(short_engine))
+        FlatActions(EngineBatchingEnv(short_engine, action="limits"))
     with pytest.raises(TypeError, match="MultiDiscrete"):
         FlatActions(ClusterRoutingEnv())
 
@@ -141,7 +143,7 @@ def test_wrong_delta_arguments(batching: Any, arguments: Any, match: str) -> Non
 
 
 def test_a_dict_observation_gets_a_position(short_engine: Scenario, small_traffic: Any) -> None:
-    inner = EngineBatchingEnv(short_engine, workload=small_traffic, action=GRID, observation="dict")
+    inner = EngineBatchingEnv(short_engine, workload=small_traffic, observation="dict", **STEPS)
     env = DeltaActions(inner)
     observation, _ = env.reset(seed=0)
     assert observation in env.observation_space
@@ -186,9 +188,7 @@ def test_discounts_inside_an_interval(batching: Any) -> None:
 
 def test_shaping_of_an_interval_is_the_sum(short_engine: Scenario, small_traffic: Any) -> None:
     def shaping(interval_s: float) -> float:
-        inner = EngineBatchingEnv(
-            short_engine, workload=small_traffic, action=GRID, shaping="backlog"
-        )
+        inner = EngineBatchingEnv(short_engine, workload=small_traffic, shaping="backlog", **STEPS)
         steps = play(DecisionInterval(inner, interval_s), lambda _: np.array([2, 1, 0]))
         assert all(r == pytest.approx(sum(i["reward_terms"].values())) for _, r, i in steps)
         return sum(i["reward_terms"]["shaping"] for _, _, i in steps)

@@ -15,11 +15,14 @@ from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.policies.authors_state import AUTHORS_GRID
 from synergy_gym.scenario import Scenario
+from tests.envs.forms import LIMITS
 
 
 @pytest.fixture
 def env(short_engine: Scenario, small_traffic: Any) -> AuthorsScheduler:
-    inner = EngineBatchingEnv(short_engine, workload=small_traffic, action=AUTHORS_GRID)
+    inner = EngineBatchingEnv(
+        short_engine, workload=small_traffic, action=AUTHORS_GRID, decision_interval_s=None
+    )
     return AuthorsScheduler(inner)
 
 
@@ -65,6 +68,8 @@ def test_an_episode_begins_without_memory(env: AuthorsScheduler) -> None:
 def test_other_environments_are_refused(short_engine: Scenario, short_cluster: Scenario) -> None:
     with pytest.raises(ValueError, match="needs action=AUTHORS_GRID"):
         AuthorsScheduler(EngineBatchingEnv(short_engine, action=DEFAULT_GRID))
+    with pytest.raises(ValueError, match="give decision_interval_s=None"):
+        AuthorsScheduler(EngineBatchingEnv(short_engine, action=AUTHORS_GRID))
     with pytest.raises(TypeError, match="needs an EngineBatchingEnv"):
         AuthorsScheduler(ClusterRoutingEnv(short_cluster))
 
@@ -75,7 +80,7 @@ def test_a_view_needs_an_episode(short_engine: Scenario) -> None:
 
 
 def test_the_view_is_that_of_the_moment(short_engine: Scenario, small_traffic: Any) -> None:
-    env = EngineBatchingEnv(short_engine, workload=small_traffic)
+    env = EngineBatchingEnv(short_engine, workload=small_traffic, **LIMITS)
     _, info = env.reset(seed=1)
     assert env.engine_view().now_s == info["now_s"]
     now_s = info["now_s"]

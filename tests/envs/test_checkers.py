@@ -17,6 +17,7 @@ ALIKE = "long-context-4xh100"  # checkers do not read masks, and unlike engines 
 MODES = (None, "human", "ansi", "rgb_array")
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     (ENGINE, {}),
+    (ENGINE, {"action": "limits", "decision_interval_s": None}),
     (ENGINE, {"action": "full"}),
     (ENGINE, {"observation": "dict"}),
     (ENGINE, {"shaping": "backlog", "shaping_beta_per_s": 0.1}),

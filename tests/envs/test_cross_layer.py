@@ -1,4 +1,4 @@
-"""CrossLayer-v0: equal to the other environments and to evaluate(), time order, masks, credit."""
+"""CrossLayer: equal to the other environments and to evaluate(), time order, masks, credit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from synergy_gym.policies import RouterPolicy
 from synergy_gym.scenario import Scenario
 from synergy_gym.types import ClientSpec, ClusterView, Event, RequestView
 from synergy_gym.workload.base import Workload, make_workload
+from tests.envs.forms import EVERY_ITERATION, LIMITS
 
 BACKENDS = ("sim", "reference")
 FORMS = ("limits", "full", "grid")
+INTERVALS = (None, 0.05)
 SCORED: dict[str, float] = {"warmup_s": 0.0, "horizon_s": 2.0}
 
 
@@ -51,7 +53,7 @@ def same_episodes(a: Any, b: Any, seed: int, actions: Callable[[Any], Any]) -> N
     for (observation, reward, info), other in pairs(a, b, seed, actions):
         np.testing.assert_array_equal(observation, other[0])
         assert reward == other[1]
-        for name in ("dt_s", "reward_terms", "log_hash", "now_s"):
+        for name in ("dt_s", "reward_terms", "log_hash", "now_s", "iterations"):
             assert info.get(name) == other[2].get(name)
         mask, wanted = info.get("action_mask"), other[2].get("action_mask")
         assert (mask is None) == (wanted is None)
@@ -99,17 +101,24 @@ def test_with_fixed_engines_it_is_cluster_routing(
     same_episodes(joint, alone, 3, lambda env: rng.choice(np.flatnonzero(env.action_masks())))
 
 
+@pytest.mark.parametrize("interval_s", [None, 0.05])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_with_a_fixed_router_one_engine_is_engine_batching(
-    short_engine: Scenario, small_traffic: Any, backend: str, form: Any, seed: int
+    short_engine: Scenario,
+    small_traffic: Any,
+    backend: str,
+    form: Any,
+    interval_s: float | None,
+    seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     events = (Event(0.3, "slowdown", 0, factor=1.5), Event(0.9, "down", 0), Event(1.2, "up", 0))
     world = replace(short_engine, events=events, client=ClientSpec(timeout_s=1.0, max_retries=1))
-    arguments = {"workload": small_traffic, "action": form, "backend": backend}
+    arguments: dict[str, Any] = {"workload": small_traffic, "action": form, "backend": backend}
+    arguments["decision_interval_s"] = interval_s
     joint = CrossLayerEnv(world, router_policy="round-robin", **arguments)
-    alone = EngineBatchingEnv(world, **arguments)  # type: ignore[arg-type]
+    alone = EngineBatchingEnv(world, **arguments)
     assert joint.action_space == alone.action_space
     assert joint.observation_space == alone.observation_space
     same_episodes(joint, alone, 5, lambda env: rng.integers(env.action_space.nvec))
@@ -120,7 +129,7 @@ def test_with_a_fixed_router_one_engine_is_engine_batching(
 def test_a_fixed_router_is_the_one_that_evaluate_plays(
     failing_cluster: Scenario, small_traffic: Any, backend: str, policy: str
 ) -> None:
-    arguments = {"router_policy": policy, "action": "limits", "backend": backend}
+    arguments: dict[str, Any] = {"router_policy": policy, "backend": backend, **LIMITS}
     env = CrossLayerEnv(failing_cluster, workload=small_traffic, **arguments)
     steps = played(env, 4, lambda env: env.joint(largest(env)))
     wanted = evaluate(
@@ -156,9 +165,9 @@ def test_both_layers_open_give_the_same_episode(
     env = CrossLayerEnv(
         short_cluster,
         workload=small_traffic,
-        action="limits",
         action_form=action_form,
         backend=backend,
+        **LIMITS,
     )
     steps = played(env, 4, decide)
     traffic = small_traffic(1.0, 4)
@@ -166,21 +175,28 @@ def test_both_layers_open_give_the_same_episode(
     assert steps[-1][2]["log_hash"] == wanted.log_hash
 
 
+@pytest.mark.parametrize("interval_s", INTERVALS)
 @pytest.mark.parametrize("form", FORMS)
 def test_backends_agree(
-    failing_cluster: Scenario, small_traffic: Any, form: Any, seed: int
+    failing_cluster: Scenario, small_traffic: Any, form: Any, interval_s: float | None, seed: int
 ) -> None:
     client = ClientSpec(timeout_s=1.5, max_retries=1, backoff_s=0.1)
     world = replace(failing_cluster, client=client)
     runs = []
     for backend in BACKENDS:
-        env = CrossLayerEnv(world, workload=small_traffic, action=form, backend=backend)
+        env = CrossLayerEnv(
+            world,
+            workload=small_traffic,
+            action=form,
+            decision_interval_s=interval_s,
+            backend=backend,
+        )
         runs.append(played(env, 7, at_random(np.random.default_rng(seed))))
     for a, b in zip(*runs, strict=True):
         np.testing.assert_array_equal(a[0], b[0])
         assert a[1] == b[1]
-        assert a[2].get("agent") == b[2].get("agent")
-        assert a[2].get("log_hash") == b[2].get("log_hash")
+        for name in ("agent", "iterations", "log_hash"):
+            assert a[2].get(name) == b[2].get(name)
 
 
 def sessions_and_classes(load: float, seed: int) -> Workload:
@@ -198,8 +214,9 @@ def sessions_and_classes(load: float, seed: int) -> Workload:
 
 @pytest.mark.parametrize("form", [*FORMS, EngineGrid(budgets=(64, 256), chunks=(0, 32))], ids=str)
 @pytest.mark.parametrize("observation", ["flat", "dict"])
+@pytest.mark.parametrize("interval_s", INTERVALS)
 def test_compiled_steps_equal_those_in_parts(
-    short_cluster: Scenario, form: Any, observation: Any, seed: int
+    short_cluster: Scenario, form: Any, observation: Any, interval_s: float | None, seed: int
 ) -> None:
     slow = replace(short_cluster.slos[0], name="slow", ttft_s=None, e2e_s=None)
     client = ClientSpec(timeout_s=1.5, max_retries=1, backoff_s=0.1)
@@ -210,6 +227,7 @@ def test_compiled_steps_equal_those_in_parts(
             world,
             workload=sessions_and_classes,
             action=form,
+            decision_interval_s=interval_s,
             observation=observation,
             backend=backend,
         )
@@ -228,10 +246,13 @@ def test_compiled_steps_equal_those_in_parts(
     assert runs[0] == runs[1] == runs[2]
 
 
+@pytest.mark.parametrize("interval_s", INTERVALS)
 def test_compiled_steps_come_back_to_a_snapshot(
-    short_cluster: Scenario, small_traffic: Any, seed: int
+    short_cluster: Scenario, small_traffic: Any, interval_s: float | None, seed: int
 ) -> None:
-    env = CrossLayerEnv(short_cluster, workload=small_traffic)
+    env = CrossLayerEnv(
+        short_cluster, workload=small_traffic, load=2.0, decision_interval_s=interval_s
+    )
     decide = at_random(np.random.default_rng(seed))
     env.reset(seed=2)
     for steps in (10, 11, 12, 13):
@@ -255,7 +276,7 @@ def test_decisions_come_in_the_order_of_time(
 ) -> None:
     instants = np.sort(rng.integers(0, 8, 30)) * 10**8  # many requests at one instant
     traffic = make_workload(instants, rng.integers(20, 900, 30), rng.integers(1, 30, 30))
-    env = CrossLayerEnv(short_cluster, workload=traffic)
+    env = CrossLayerEnv(short_cluster, workload=traffic, **EVERY_ITERATION)
     env.reset(seed=0)
     asked, decide, ended = [(env._sim.now_ns, -1)], at_random(rng), False
     while not ended:
@@ -282,7 +303,7 @@ def test_what_comes_later_changes_nothing_before(
     ]
     runs = []
     for traffic in futures:
-        env = CrossLayerEnv(short_cluster, workload=traffic)
+        env = CrossLayerEnv(short_cluster, workload=traffic, **EVERY_ITERATION)
         rng, seen, ended = np.random.default_rng(seed), [], False
         observation, _ = env.reset(seed=1)
         while env._sim.now_ns < 10**9 and not ended:
@@ -336,7 +357,7 @@ def test_limits_of_unlike_engines_are_masked(
     short_cluster: Scenario, small_traffic: Any, rng: np.random.Generator
 ) -> None:
     env = CrossLayerEnv(
-        short_cluster, workload=small_traffic, action="limits", router_policy="round-robin"
+        short_cluster, workload=small_traffic, router_policy="round-robin", **LIMITS
     )
     _, info = env.reset(seed=3)
     most = np.max([e.max_num_batched_tokens for e in env.engines])
@@ -357,12 +378,17 @@ def test_limits_of_unlike_engines_are_masked(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("fixed", [{}, {"router_policy": "preble"}, {"engine_policy": "lens-ref"}])
+@pytest.mark.parametrize("interval_s", INTERVALS)
 def test_snapshots_come_back(
-    failing_cluster: Scenario, small_traffic: Any, backend: str, fixed: Any, seed: int
+    failing_cluster: Scenario,
+    small_traffic: Any,
+    backend: str,
+    fixed: Any,
+    interval_s: float | None,
+    seed: int,
 ) -> None:
-    env = CrossLayerEnv(
-        failing_cluster, workload=small_traffic, backend=backend, shaping="in-flight", **fixed
-    )
+    given = {**fixed, "backend": backend, "decision_interval_s": interval_s}
+    env = CrossLayerEnv(failing_cluster, workload=small_traffic, shaping="in-flight", **given)
     decide = at_random(np.random.default_rng(seed))
     env.reset(seed=2)
     for _ in range(15):
@@ -460,6 +486,8 @@ def test_an_episode_without_decisions_has_one_step(short_cluster: Scenario, back
         ({"action": "budget"}, "action"),
         ({"action_form": "tuple"}, "action_form"),
         ({"shaping": "backlog"}, "in-flight"),
+        ({"decision_interval_s": 0.0}, "None asks before every iteration"),
+        ({"horizon_s": float("nan")}, "None keeps the scenario's own 2 s"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""EngineBatching-v0: actions, rewards, ends, seeds, snapshots."""
+"""EngineBatching: actions, rewards, ends, seeds, snapshots."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from synergy_gym.actions import ORDERS, waiting_order
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.workload.base import Workload, make_workload
+from tests.envs.forms import LIMITS
 
 BACKENDS = ("sim", "reference")
+NO_SECONDS: list[Any] = [0, -1.0, float("nan"), float("inf"), True, "1"]
 
 
 @pytest.fixture
 def env(short_engine: Scenario, small_traffic: Any) -> EngineBatchingEnv:
-    return EngineBatchingEnv(short_engine, workload=small_traffic)
+    return EngineBatchingEnv(short_engine, workload=small_traffic, **LIMITS)
 
 
 def play(env: EngineBatchingEnv, seed: int, actions: np.random.Generator) -> list[Any]:
@@ -58,18 +60,21 @@ def test_time_adds_up(env: EngineBatchingEnv) -> None:
     assert elapsed == pytest.approx(env._sim.now_ns / 1e9)
 
 
-@pytest.mark.parametrize("action", ["limits", "full"])
-def test_backends_agree(short_engine: Scenario, small_traffic: Any, action: Any, seed: int) -> None:
+@pytest.mark.parametrize("interval_s", [None, 0.05])
+@pytest.mark.parametrize("action", ["limits", "full", "grid"])
+def test_backends_agree(
+    short_engine: Scenario, small_traffic: Any, action: Any, interval_s: float | None, seed: int
+) -> None:
+    given: dict[str, Any] = {"action": action, "decision_interval_s": interval_s}
     runs = []
     for backend in BACKENDS:
-        env = EngineBatchingEnv(
-            short_engine, workload=small_traffic, action=action, backend=backend
-        )
+        env = EngineBatchingEnv(short_engine, workload=small_traffic, backend=backend, **given)
         runs.append(play(env, 4, np.random.default_rng(seed)))
     assert len(runs[0]) == len(runs[1])
     for (a, reward_a, info_a), (b, reward_b, info_b) in zip(*runs, strict=True):
         np.testing.assert_array_equal(a, b)
         assert (reward_a, info_a["dt_s"]) == (reward_b, info_b["dt_s"])
+        assert info_a.get("iterations") == info_b.get("iterations")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -97,7 +102,7 @@ def test_reset_without_seed_draws_from_the_split(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_snapshots_come_back(short_engine: Scenario, small_traffic: Any, backend: str) -> None:
     env = EngineBatchingEnv(
-        short_engine, workload=small_traffic, backend=backend, shaping="waiting"
+        short_engine, workload=small_traffic, backend=backend, shaping="waiting", **LIMITS
     )
     env.reset(seed=2)
     for _ in range(10):
@@ -160,7 +165,9 @@ def test_masks_allow_everything(env: EngineBatchingEnv) -> None:
 
 
 def test_full_actions_say_chunk_and_order(short_engine: Scenario, small_traffic: Any) -> None:
-    env = EngineBatchingEnv(short_engine, workload=small_traffic, action="full")
+    env = EngineBatchingEnv(
+        short_engine, workload=small_traffic, action="full", decision_interval_s=None
+    )
     assert env.action_space.nvec[2:].tolist() == [
         env.engine.max_num_batched_tokens + 1,
         len(ORDERS),
@@ -206,11 +213,12 @@ def test_an_episode_without_decisions_has_one_step(short_engine: Scenario, backe
     ):
         env = EngineBatchingEnv(short_engine, workload=workload, backend=backend)
         env.reset(seed=0)
-        _, reward, terminated, truncated, info = env.step([0, 0])
+        _, reward, terminated, truncated, info = env.step([0, 0, 0, 0])
         assert (reward, terminated, truncated) == (0.0, False, True)
+        assert info["iterations"] == 0
         assert info["episode_metrics"]["offered"] == len(workload)
         with pytest.raises(gym.error.ResetNeeded):
-            env.step([0, 0])
+            env.step([0, 0, 0, 0])
 
 
 def test_shaping_telescopes(short_engine: Scenario, small_traffic: Any, seed: int) -> None:
@@ -227,8 +235,9 @@ def test_shaping_telescopes(short_engine: Scenario, small_traffic: Any, seed: in
 
 
 def test_dict_observations_are_the_flat_ones(short_engine: Scenario, small_traffic: Any) -> None:
-    flat = EngineBatchingEnv(short_engine, workload=small_traffic)
-    named = EngineBatchingEnv(short_engine, workload=small_traffic, observation="dict")
+    given = {"workload": small_traffic, **LIMITS}
+    flat = EngineBatchingEnv(short_engine, **given)
+    named = EngineBatchingEnv(short_engine, observation="dict", **given)
     flat.reset(seed=1)
     named.reset(seed=1)
     for _ in range(20):
@@ -277,6 +286,11 @@ def test_reset_options_change_one_episode(env: EngineBatchingEnv) -> None:
         ({"observation": "image"}, "observation"),
         ({"action": "budget"}, "action"),
         ({"shaping": "luck"}, "waiting"),
+        *(({"decision_interval_s": wrong}, "None asks before every") for wrong in NO_SECONDS),
+        *(({"horizon_s": wrong}, "None keeps the scenario's own 2 s") for wrong in NO_SECONDS),
+        *(({"warmup_s": wrong}, "None keeps the scenario's own 0 s") for wrong in NO_SECONDS[1:]),
+        ({"warmup_s": 2.0}, "no scored window"),
+        ({"warmup_s": 1.0, "horizon_s": 1.0}, "choose 0 <= warm-up < horizon"),
         ({"shaping": "waiting", "shaping_weight": float("inf")}, "finite"),
         ({"render_mode": "svg"}, "rgb_array"),
     ],

@@ -81,5 +81,5 @@ def test_views_let_a_policy_play_in_the_environment(name: str, seed: int) -> Non
 
 
 def test_another_environment_is_refused() -> None:
-    with pytest.raises(TypeError, match="ClusterRouting-v0"):
+    with pytest.raises(TypeError, match="ClusterRouting-v1"):
         ForecastObservation(gym.make("CartPole-v1"))

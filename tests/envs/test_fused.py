@@ -14,6 +14,7 @@ from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.scenario import Scenario
 from synergy_gym.types import SLO
 from synergy_gym.workload.base import Workload, make_workload
+from tests.envs.forms import LIMITS
 
 
 def play(env: Any, seed: int, *, fused: bool) -> list[Any]:
@@ -26,7 +27,8 @@ def play(env: Any, seed: int, *, fused: bool) -> list[Any]:
             env._fused = None
         action = np.array(actions.integers(getattr(env.action_space, "nvec", 3)))
         observation, reward, _, truncated, info = env.step(action)
-        steps.append((observation.tolist(), reward, info["dt_s"], info["reward_terms"]))
+        facts = [info.get(name) for name in ("dt_s", "reward_terms", "iterations")]
+        steps.append((observation.tolist(), reward, facts))
     return [*steps, info["log_hash"]]
 
 
@@ -35,14 +37,16 @@ def test_both_ways_are_equal(
     kind: Any, short_engine: Scenario, short_cluster: Scenario, small_traffic: Any, seed: int
 ) -> None:
     scenario = short_engine if kind is EngineBatchingEnv else short_cluster
-    env = kind(scenario, workload=small_traffic)
+    form = LIMITS if kind is EngineBatchingEnv else {}
+    env = kind(scenario, workload=small_traffic, **form)
     assert play(env, seed, fused=True) == play(env, seed, fused=False)
 
 
-@pytest.mark.parametrize("action", ["full", "grid"])
+@pytest.mark.parametrize("interval_s", [None, 0.02])
+@pytest.mark.parametrize("action", ["limits", "full", "grid"])
 @pytest.mark.parametrize("scheduling", ["fcfs", "priority"])
 def test_every_form_of_action_is_compiled(
-    short_engine: Scenario, action: Any, scheduling: Any, seed: int
+    short_engine: Scenario, action: Any, scheduling: Any, interval_s: float | None, seed: int
 ) -> None:
     def play_small(load: float, seed: int) -> Workload:
         rng = np.random.default_rng(seed)
@@ -53,7 +57,9 @@ def test_every_form_of_action_is_compiled(
     spec = replace(short_engine.engines[0], kv_blocks=160, scheduling=scheduling)
     slos = (SLO("a", ttft_s=0.2), SLO("b", e2e_s=3.0))
     scenario = replace(short_engine, engines=(spec,), slos=slos)
-    env = EngineBatchingEnv(scenario, workload=play_small, action=action)
+    env = EngineBatchingEnv(
+        scenario, workload=play_small, action=action, decision_interval_s=interval_s
+    )
     env.reset(seed=3)
     assert env._fused is not None
     assert play(env, seed, fused=True) == play(env, seed, fused=False)
@@ -79,7 +85,7 @@ def test_what_is_compiled(
     compiled: bool,
 ) -> None:
     for env in (
-        EngineBatchingEnv(short_engine, workload=small_traffic, **arguments),
+        EngineBatchingEnv(short_engine, workload=small_traffic, **LIMITS, **arguments),
         EngineBatchingEnv(short_engine, workload=small_traffic, action="full", **arguments),
         EngineBatchingEnv(short_engine, workload=small_traffic, action="grid", **arguments),
         ClusterRoutingEnv(short_cluster, workload=small_traffic, **arguments),

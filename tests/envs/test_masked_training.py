@@ -144,16 +144,16 @@ def test_clusters_of_any_size_in_one_training(contrib: Any) -> None:
 def test_masked_moves_of_an_engine(
     contrib: Any, short_engine: Scenario, small_traffic: Any
 ) -> None:
-    env: Any = EngineBatchingEnv(short_engine, workload=small_traffic, action="grid")
-    env = DeltaActions(DecisionInterval(env, 0.02), axes=(0, 1), edges="mask")
+    env: Any = EngineBatchingEnv(short_engine, workload=small_traffic, decision_interval_s=0.02)
+    env = DeltaActions(env, axes=(0, 1), edges="mask")
     model = contrib.MaskablePPO("MlpPolicy", env, seed=1, **SMALL).learn(STEPS)
     assert model.num_timesteps == STEPS
 
 
 def test_dqn_takes_flat_actions(short_engine: Scenario, small_traffic: Any) -> None:
     sb3 = pytest.importorskip("stable_baselines3", reason="extra rl")
-    env: Any = EngineBatchingEnv(short_engine, workload=small_traffic, action="grid")
-    env = FlatActions(DecisionInterval(env, 0.02))
+    env: Any = EngineBatchingEnv(short_engine, workload=small_traffic, decision_interval_s=0.02)
+    env = FlatActions(env)
     small = {"buffer_size": 200, "learning_starts": 20, "batch_size": 16, "device": "cpu"}
     model = sb3.DQN("MlpPolicy", env, seed=1, **small).learn(64)
     assert model.num_timesteps == 64

@@ -13,6 +13,7 @@ from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.envs.one_layer import OneLayer
 from synergy_gym.scenario import Scenario
 from synergy_gym.workload.base import make_workload
+from tests.envs.forms import LIMITS
 
 
 def same_episodes(a: Any, b: Any, seed: int, rng: np.random.Generator) -> None:
@@ -34,7 +35,7 @@ def test_the_router_alone_is_cluster_routing(
     failing_cluster: Scenario, small_traffic: Any, rng: np.random.Generator
 ) -> None:
     limits = [(e.max_num_batched_tokens, e.max_num_seqs) for e in failing_cluster.engines]
-    joint = CrossLayerEnv(failing_cluster, workload=small_traffic, action="limits")
+    joint = CrossLayerEnv(failing_cluster, workload=small_traffic, **LIMITS)
 
     def stock(observation: Any, info: dict[str, Any]) -> list[int]:
         tokens, seqs = limits[int(info["agent"].removeprefix("engine_"))]
@@ -47,13 +48,19 @@ def test_the_router_alone_is_cluster_routing(
     same_episodes(env, alone, 4, rng)
 
 
+@pytest.mark.parametrize("interval_s", [None, 0.05])
 @pytest.mark.parametrize("observation", ["flat", "dict"])
 def test_the_engine_alone_is_engine_batching(
-    short_engine: Scenario, small_traffic: Any, observation: Any, rng: np.random.Generator
+    short_engine: Scenario,
+    small_traffic: Any,
+    observation: Any,
+    interval_s: float | None,
+    rng: np.random.Generator,
 ) -> None:
-    arguments = {"workload": small_traffic, "observation": observation, "action": "grid"}
+    arguments: dict[str, Any] = {"workload": small_traffic, "observation": observation}
+    arguments["decision_interval_s"] = interval_s
     env = OneLayer(CrossLayerEnv(short_engine, **arguments), "engine", lambda *_: 0)
-    alone = EngineBatchingEnv(short_engine, **arguments)  # type: ignore[arg-type]
+    alone = EngineBatchingEnv(short_engine, **arguments)
     assert env.action_space == alone.action_space
     assert env.observation_space == alone.observation_space
     first, wanted = env.reset(seed=2)[0], alone.reset(seed=2)[0]
@@ -66,6 +73,7 @@ def test_the_engine_alone_is_engine_batching(
         (first, wanted), ended = (x[0], y[0]), x[3]
         total = [total[0] + x[1], total[1] + y[1]]
         assert ended == y[3]
+        assert x[4].get("iterations") == y[4].get("iterations")
         if ended:
             break
     assert x[4]["log_hash"] == y[4]["log_hash"]

@@ -69,14 +69,15 @@ def test_packaged_scenarios_pass(name: str) -> None:
         parallel_seed_test(lambda: parallel_env(name), num_cycles=20)
 
 
+@pytest.mark.parametrize("interval_s", [None, 0.1])
 @pytest.mark.parametrize("name", ["short_cluster", "failing_cluster"])
 def test_agents_are_asked_as_the_layers_are(
-    name: str, request: Any, small_traffic: Any, rng: np.random.Generator
+    name: str, interval_s: float | None, request: Any, small_traffic: Any, rng: np.random.Generator
 ) -> None:
     """Same decisions, same observations, same moments, same episode; compiled and in parts."""
     world = request.getfixturevalue(name)
-    joint = CrossLayerEnv(world, workload=small_traffic)
-    agents = raw_env(world, workload=small_traffic)
+    given: dict[str, Any] = {"workload": small_traffic, "decision_interval_s": interval_s}
+    joint, agents = CrossLayerEnv(world, **given), raw_env(world, **given)
     observation, info = joint.reset(seed=4)
     agents.reset(seed=4)
     acted: dict[str, float] = dict.fromkeys(agents.agents, joint.now_s)
@@ -218,6 +219,8 @@ def test_wrong_arguments_name_the_cure(arguments: dict[str, Any]) -> None:
         raw_env(**arguments, credit="none")
     with pytest.raises(TypeError, match="observation"):
         raw_env(**arguments, observation="dict")
+    with pytest.raises(TypeError, match="until the next arrival"):
+        parallel_env(**arguments, decision_interval_s=0.1)
     for make in (raw_env, parallel_env):
         with pytest.raises(ValueError, match="evaluate"):
             make(**arguments, router_policy="preble", engine_policy="vllm-v1")

@@ -322,7 +322,7 @@ def test_engines_with_other_limits_share_a_grid() -> None:
     seen = {env.reset(seed=k)[1]["scenario"] for k in range(8)}
     assert seen == {"chat-h100", "code-a100"}
     env.step(env.action_space.sample())
-    limits = DomainRandomization(EngineBatchingEnv, ranges)
+    limits = DomainRandomization(lambda s: EngineBatchingEnv(s, action="limits"), ranges)
     with pytest.raises(ValueError, match=r'action_space .*action="grid"'):
         [limits.reset(seed=k) for k in range(8)]
     bare = DomainRandomization(ClusterRoutingEnv, WorldRanges(["smoke-cluster", "flowgpt-8xh100"]))

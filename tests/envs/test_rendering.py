@@ -21,6 +21,7 @@ from synergy_gym.envs.rendering import (
     make_renderer,
 )
 from synergy_gym.scenario import Scenario
+from tests.envs.forms import LIMITS
 
 
 def frame(gauges: int = 2, value: float = 0.5) -> Frame:
@@ -62,7 +63,7 @@ def test_unknown_modes_are_refused() -> None:
 
 
 def test_ansi_names_what_it_shows(short_engine: Scenario, small_traffic: Any) -> None:
-    env = EngineBatchingEnv(short_engine, workload=small_traffic, render_mode="ansi")
+    env = EngineBatchingEnv(short_engine, workload=small_traffic, render_mode="ansi", **LIMITS)
     env.reset(seed=1)
     env.step([1000, 50])
     text = env.render()
@@ -86,7 +87,7 @@ def test_human_writes_to_standard_error(
 def test_rendering_changes_nothing(short_engine: Scenario, small_traffic: Any) -> None:
     hashes = []
     for mode in (None, "ansi", "human"):
-        env = EngineBatchingEnv(short_engine, workload=small_traffic, render_mode=mode)
+        env = EngineBatchingEnv(short_engine, workload=small_traffic, render_mode=mode, **LIMITS)
         env.reset(seed=1)
         for _ in range(20):
             env.step([900, 60])

@@ -38,13 +38,17 @@ def assert_equal(mine: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("observation", ["flat", "dict"])
-@pytest.mark.parametrize("kind", ["engine", "router", "failing router"])
+@pytest.mark.parametrize(
+    ("kind", "interval_s"),
+    [("engine", 0.05), ("engine", None), ("router", None), ("failing router", None)],
+)
 def test_equals_dummy_vec_env(
     short_engine: Scenario,
     short_cluster: Scenario,
     failing_cluster: Scenario,
     small_traffic: Callable[..., Any],
     kind: str,
+    interval_s: float | None,
     observation: str,
     seed: int,
 ) -> None:
@@ -56,6 +60,8 @@ def test_equals_dummy_vec_env(
     given: dict[str, Any] = {
         "scenario": scenario, "workload": small_traffic, "observation": observation,
     }  # fmt: skip
+    if kind == "engine":
+        given["decision_interval_s"] = interval_s
     theirs = DummyVecEnv([lambda: single(**given)] * N)
     mine = adapter(vector(N, autoreset_mode="SameStep", **given))
     for env in (theirs, mine):
@@ -67,8 +73,10 @@ def test_equals_dummy_vec_env(
     for _ in range(120):
         masks = np.stack(theirs.env_method("action_masks"))
         np.testing.assert_array_equal(np.stack(mine.env_method("action_masks")), masks)
-        drawn = rng.integers(getattr(mine.action_space, "nvec", 3), size=(N, 2))
-        actions = drawn if kind == "engine" else masks.argmax(axis=1)
+        actions = masks.argmax(axis=1)
+        if kind == "engine":
+            sizes = mine.action_space.nvec
+            actions = rng.integers(sizes, size=(N, len(sizes)))
         step, wanted = mine.step(actions), theirs.step(actions)
         for info in step[3]:
             episode = info.pop("episode", None)

@@ -23,6 +23,7 @@ from synergy_gym.envs.vector import ClusterRoutingVectorEnv, EngineBatchingVecto
 from synergy_gym.envs.vector_base import ServingVectorEnv
 from synergy_gym.scenario import Scenario
 from synergy_gym.workload.base import Workload, make_workload
+from tests.envs.forms import EVERY_ITERATION, LIMITS
 
 MODES = list(AutoresetMode)
 N = 4
@@ -100,14 +101,17 @@ def tight_engine(short_engine: Scenario) -> Scenario:
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
 @pytest.mark.parametrize("action", ["limits", "full", "grid", ORDERED], ids=str)
+@pytest.mark.parametrize("interval_s", [None, 0.05])
 def test_engines(
     tight_engine: Scenario,
     small_traffic: Callable[..., Any],
     mode: AutoresetMode,
     action: Any,
+    interval_s: float | None,
     seed: int,
 ) -> None:
     given: dict[str, Any] = {"workload": small_traffic, "action": action, "load": 3.0}
+    given["decision_interval_s"] = interval_s
     native = EngineBatchingVectorEnv(N, scenario=tight_engine, autoreset_mode=mode, **given)
     single = [EngineBatchingEnv(tight_engine, **given) for _ in range(N)]
     assert play(native, single, mode, seed) >= 0
@@ -128,9 +132,11 @@ def test_routers(
     "option",
     [
         {"shaping": "waiting", "shaping_beta_per_s": 0.1},
+        {"shaping": "waiting", "shaping_beta_per_s": 0.1, **EVERY_ITERATION},
         {"backend": "reference"},
+        {"backend": "reference", **EVERY_ITERATION},
         {"observation": "dict"},
-        {"observation": "dict", "action": "full"},
+        {"observation": "dict", "action": "full", **EVERY_ITERATION},
     ],
     ids=str,
 )
@@ -197,18 +203,19 @@ def test_retries_and_closed_loops(short_cluster: Scenario, mode: AutoresetMode, 
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
-@pytest.mark.parametrize("shaping", [None, "waiting"])
-def test_decisions_that_last(
+@pytest.mark.parametrize("action", [ORDERED, "limits"], ids=str)
+def test_an_interval_equals_the_wrapper(
     tight_engine: Scenario,
     small_traffic: Callable[..., Any],
     mode: AutoresetMode,
-    shaping: str | None,
+    action: Any,
     seed: int,
 ) -> None:
-    given: dict[str, Any] = {"workload": small_traffic, "action": ORDERED, "shaping": shaping}
+    given: dict[str, Any] = {"workload": small_traffic, "action": action}
     native = EngineBatchingVectorEnv(
         N, scenario=tight_engine, autoreset_mode=mode, decision_interval_s=0.05, **given
     )
+    given["decision_interval_s"] = None
     single = [DecisionInterval(EngineBatchingEnv(tight_engine, **given), 0.05) for _ in range(N)]
     play(native, single, mode, seed)
 
@@ -247,7 +254,7 @@ def test_seeds_of_the_split(short_engine: Scenario) -> None:
 def test_an_illegal_action_names_its_environment_and_changes_nothing(
     short_engine: Scenario, failing_cluster: Scenario, small_traffic: Callable[..., Any]
 ) -> None:
-    engines = EngineBatchingVectorEnv(3, scenario=short_engine, workload=small_traffic)
+    engines = EngineBatchingVectorEnv(3, scenario=short_engine, workload=small_traffic, **LIMITS)
     engines.reset(seed=0)
     before = [env.unwrapped.arena.copy() for env in engines.envs]
     actions = np.zeros((3, 2), np.int64)
@@ -323,15 +330,17 @@ def test_arguments_are_checked(short_engine: Scenario) -> None:
         EngineBatchingVectorEnv(1, load=1.0, worlds=WorldRanges([short_engine]))
     smaller = replace(short_engine, engines=(replace(short_engine.engines[0], max_num_seqs=8),))
     with pytest.raises(ValueError, match="sub-environment 1 has action_space"):
-        EngineBatchingVectorEnv(2, scenario=[short_engine, smaller])
+        EngineBatchingVectorEnv(2, scenario=[short_engine, smaller], action="limits")
 
 
+@pytest.mark.parametrize("version", ["v0", "v1"])
 @pytest.mark.parametrize("name", ["EngineBatching", "ClusterRouting"])
-def test_made_by_gymnasium(name: str) -> None:
+def test_made_by_gymnasium(name: str, version: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*-v0 is out of date")
         envs = gym.make_vec(
-            f"SynergyGym/{name}-v1", num_envs=3, vectorization_mode="vector_entry_point"
+            f"SynergyGym/{name}-{version}", num_envs=3, vectorization_mode="vector_entry_point"
         )
     assert isinstance(envs.unwrapped, ServingVectorEnv)
     observations, _ = envs.reset(seed=1)

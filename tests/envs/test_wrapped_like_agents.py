@@ -27,10 +27,12 @@ from synergy_gym.policies.agent_file import Agent, save_agent
 from synergy_gym.policies.learned import ENGINE_FEATURES, SCORER_FEATURES, engine_rows
 from synergy_gym.policies.networks import network
 from synergy_gym.scenario import Scenario
+from tests.envs.forms import EVERY_ITERATION
 
 GRID = EngineGrid(budgets=(64, 256, 1024), caps=(0.25, 1.0), orders=("queue", "late-last"))
 FRAMES = 3
 INTERVAL_S = 0.05
+STEPS: dict[str, Any] = {"action": GRID, **EVERY_ITERATION}
 
 
 def agent_of(kind: str, sizes: list[int], rng: np.random.Generator, **meta: Any) -> Agent:
@@ -61,8 +63,8 @@ def test_an_engine_agent_plays_the_same_episode(
     )
     save_agent(tmp_path / "agent.npz", agent)
     workload = small_traffic(1.0, 3)
-    env: Any = EngineBatchingEnv(short_engine, workload=workload, action=GRID)
-    env = DecisionInterval(env, INTERVAL_S)
+    given: dict[str, Any] = {"workload": workload, "action": GRID}
+    env: Any = EngineBatchingEnv(short_engine, decision_interval_s=INTERVAL_S, **given)
     env = FlattenObservation(FrameStackObservation(env, FRAMES))
     if head == "discrete":
         env = FlatActions(env)
@@ -118,8 +120,8 @@ def test_a_router_agent_plays_the_same_episode_in_any_slots(
 def test_gymnasiums_wrappers_stack_and_normalise(
     short_engine: Scenario, small_traffic: Any
 ) -> None:
-    bare = EngineBatchingEnv(short_engine, workload=small_traffic, action=GRID)
-    env: Any = EngineBatchingEnv(short_engine, workload=small_traffic, action=GRID)
+    bare = EngineBatchingEnv(short_engine, workload=small_traffic, **STEPS)
+    env: Any = EngineBatchingEnv(short_engine, workload=small_traffic, **STEPS)
     env = RecordEpisodeStatistics(env)
     env = NormalizeReward(NormalizeObservation(FlattenObservation(FrameStackObservation(env, 2))))
     action = np.array([1, 1, 0, 0])
@@ -143,7 +145,7 @@ def test_discounts_by_time_inside_and_outside_of_an_interval(
     short_engine: Scenario, small_traffic: Any
 ) -> None:
     def total(wrap: Any) -> float:
-        env = wrap(EngineBatchingEnv(short_engine, workload=small_traffic, action=GRID))
+        env = wrap(EngineBatchingEnv(short_engine, workload=small_traffic, **STEPS))
         env.reset(seed=3)
         truncated, rewards = False, 0.0
         while not truncated:
@@ -160,7 +162,7 @@ def test_discounts_by_time_inside_and_outside_of_an_interval(
 
 
 def test_everything_at_once(short_engine: Scenario, small_traffic: Any) -> None:
-    env: Any = EngineBatchingEnv(short_engine, workload=small_traffic, action=GRID)
+    env: Any = EngineBatchingEnv(short_engine, workload=small_traffic, **STEPS)
     env = SemiMarkovDiscount(DecisionInterval(env, 0.05), 0.1)
     env = FlatActions(DeltaActions(env, axes=(0,), edges="mask"))
     env = RecordEpisodeStatistics(FlattenObservation(FrameStackObservation(env, 4)))

@@ -12,6 +12,7 @@ from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.envs.wrappers import RerouteIllegal, SemiMarkovDiscount
 from synergy_gym.scenario import Scenario
+from tests.envs.forms import LIMITS
 
 BETA = 0.7
 
@@ -32,10 +33,12 @@ def rewards(env: Any) -> tuple[list[float], list[dict[str, Any]]]:
 def test_the_sum_of_rewards_is_the_discounted_return(
     short_engine: Scenario, small_traffic: Any
 ) -> None:
-    plain, infos = rewards(EngineBatchingEnv(short_engine, workload=small_traffic))
+    plain, infos = rewards(EngineBatchingEnv(short_engine, workload=small_traffic, **LIMITS))
     elapsed = np.concatenate([[0.0], np.cumsum([info["dt_s"] for info in infos])[:-1]])
     wanted = sum(r * exp(-BETA * t) for r, t in zip(plain, elapsed, strict=True))
-    env = SemiMarkovDiscount(EngineBatchingEnv(short_engine, workload=small_traffic), BETA)
+    env = SemiMarkovDiscount(
+        EngineBatchingEnv(short_engine, workload=small_traffic, **LIMITS), BETA
+    )
     for _ in range(2):
         discounted, infos = rewards(env)
         assert sum(discounted) == pytest.approx(wanted)
@@ -43,8 +46,8 @@ def test_the_sum_of_rewards_is_the_discounted_return(
 
 
 def test_rewards_can_be_left_alone(short_engine: Scenario, small_traffic: Any) -> None:
-    plain, _ = rewards(EngineBatchingEnv(short_engine, workload=small_traffic))
-    inner = EngineBatchingEnv(short_engine, workload=small_traffic)
+    plain, _ = rewards(EngineBatchingEnv(short_engine, workload=small_traffic, **LIMITS))
+    inner = EngineBatchingEnv(short_engine, workload=small_traffic, **LIMITS)
     kept, infos = rewards(SemiMarkovDiscount(inner, BETA, scale_rewards=False))
     assert kept == plain
     assert all(0 < info["discount"] <= 1 for info in infos)

@@ -40,7 +40,7 @@ from synergy_gym.evaluation import evaluate
 
 for scenario, engine, router in {EPISODES!r}:
     print(evaluate(scenario, engine, router, seed=5, **{WINDOW!r}).log_hash)
-env = gym.make("SynergyGym/EngineBatching-v0", scenario="smoke")
+env = gym.make("SynergyGym/EngineBatching-v1", scenario="smoke")
 env.reset(seed=11)
 actions = np.random.default_rng(0)
 truncated = False
@@ -59,7 +59,7 @@ def log_hashes() -> list[str]:
 
 def environment_hash(seed: int) -> str:
     """One episode with fixed random actions."""
-    env = gym.make("SynergyGym/EngineBatching-v0", scenario="smoke")
+    env = gym.make("SynergyGym/EngineBatching-v1", scenario="smoke")
     env.reset(seed=seed)
     actions = np.random.default_rng(0)
     while True:

@@ -149,7 +149,18 @@ def one_request(simulator: type, **changes: Any) -> Any:
     "action", [[-1, 0], [8192, 0], [0, 1024], [0], [0, 0, 0], [0.5, 0.5], "text", None], ids=repr
 )
 def test_engine_environment_refuses(action: Any) -> None:
-    env = gym.make("SynergyGym/EngineBatching-v0", scenario="smoke").unwrapped
+    form = {"action": "limits", "decision_interval_s": None}
+    env = gym.make("SynergyGym/EngineBatching-v1", scenario="smoke", **form).unwrapped
+    env.reset(seed=0)
+    with pytest.raises((ValueError, TypeError)):
+        env.step(action if isinstance(action, str | None) else np.array(action))
+
+
+@pytest.mark.parametrize(
+    "action", [[-1, 0, 0, 0], [9, 0, 0, 0], [0, 0, 0, 2], [0], [0.5] * 4, "text", None], ids=repr
+)
+def test_engine_environment_refuses_cells_outside_the_grid(action: Any) -> None:
+    env = gym.make("SynergyGym/EngineBatching-v1", scenario="smoke").unwrapped
     env.reset(seed=0)
     with pytest.raises((ValueError, TypeError)):
         env.step(action if isinstance(action, str | None) else np.array(action))
@@ -157,7 +168,7 @@ def test_engine_environment_refuses(action: Any) -> None:
 
 @pytest.mark.parametrize("action", [-1, 99, 0.5, "text", None, [0, 1]], ids=repr)
 def test_router_environment_refuses(action: Any) -> None:
-    env = gym.make("SynergyGym/ClusterRouting-v0", scenario="smoke-cluster").unwrapped
+    env = gym.make("SynergyGym/ClusterRouting-v1", scenario="smoke-cluster").unwrapped
     env.reset(seed=0)
     with pytest.raises((ValueError, TypeError)):
         env.step(action)
@@ -167,7 +178,7 @@ def test_a_masked_engine_is_refused_and_the_others_are_not() -> None:
     scenario = load_scenario("smoke-cluster")
     events = (Event(0.0, "down", 0), Event(5.0, "up", 0))
     env: Any = gym.make(
-        "SynergyGym/ClusterRouting-v0", scenario=replace(scenario, events=events)
+        "SynergyGym/ClusterRouting-v1", scenario=replace(scenario, events=events)
     ).unwrapped
     env.reset(seed=0)
     mask = env.action_masks()

@@ -22,7 +22,7 @@ from synergy_gym.live.vllm_version import VllmUnavailableError
 from synergy_gym.scenario import load_scenario
 from tests.strategies import spec
 
-ENGINE, ROUTER = "SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v0"
+ENGINE, ROUTER = "SynergyGym/EngineBatching-v1", "SynergyGym/ClusterRouting-v1"
 ROOT = Path(synergy_gym.__file__).parents[1]
 
 

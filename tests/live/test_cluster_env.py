@@ -21,7 +21,7 @@ from synergy_gym.types import SLO
 from tests.live.clusters import traffic
 from tests.live.fake_server import FakeServer, Fleet
 
-ENV = "SynergyGym/ClusterRouting-v0"
+ENV = "SynergyGym/ClusterRouting-v1"
 
 
 @pytest.fixture

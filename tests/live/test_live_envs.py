@@ -23,14 +23,15 @@ from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.types import BatchDecision, ClientSpec, EngineView
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("vllm")]
-ENGINE, ROUTER = "SynergyGym/EngineBatching-v0", "SynergyGym/ClusterRouting-v0"
-JOINT = "SynergyGym/CrossLayer-v0"
+ENGINE, ROUTER = "SynergyGym/EngineBatching-v1", "SynergyGym/ClusterRouting-v1"
+JOINT = "SynergyGym/CrossLayer-v1"
 
 
 def short(name: str, **changes: Any) -> Scenario:
     return replace(load_scenario(name), horizon_s=0.4, warmup_s=0.05, **changes)
 
 
+HELD: dict[str, Any] = {"decision_interval_s": 0.01}
 WORLDS = {ENGINE: short("live-chat"), ROUTER: short("live-cluster"), JOINT: short("live-cluster")}
 
 
@@ -52,12 +53,14 @@ def test_the_checkers_have_no_warning(name: str, clock: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        (ENGINE, {}),
-        (ENGINE, {"action": "full", "shaping": "backlog", "observation": "dict"}),
+        (ENGINE, HELD),
+        (ENGINE, {"action": "limits", "decision_interval_s": None}),
+        (ENGINE, {"action": "full", "shaping": "backlog", "observation": "dict", **HELD}),
         (ROUTER, {}),
         (ROUTER, {"engine_policy": "lens-plus", "shaping": "in-flight"}),
-        (JOINT, {}),
-        (JOINT, {"router_policy": "preble", "observation": "dict"}),
+        (JOINT, {"decision_interval_s": None}),
+        (JOINT, HELD),
+        (JOINT, {"router_policy": "preble", "observation": "dict", **HELD}),
     ],
     ids=str,
 )
@@ -79,6 +82,7 @@ def test_with_modelled_time_an_episode_equals_the_simulated_one(
             assert a[1:4] == b[1:4]
             assert a[4]["reward_terms"] == b[4]["reward_terms"]
             assert a[4]["dt_s"] == b[4]["dt_s"]
+            assert a[4].get("iterations") == b[4].get("iterations")
             ended = a[3]
         assert a[4]["log_hash"] == b[4]["log_hash"]
         assert repr(a[4]["episode_metrics"]) == repr(b[4]["episode_metrics"])
@@ -101,7 +105,7 @@ def same(a: Any, b: Any) -> None:
 
 
 def test_a_reset_in_the_middle_reuses_the_engine() -> None:
-    env = gym.make(ENGINE, scenario=WORLDS[ENGINE], backend="vllm", clock="model")
+    env = gym.make(ENGINE, scenario=WORLDS[ENGINE], backend="vllm", clock="model", **HELD)
     first, _ = env.reset(seed=1)
     started = engine_house().started
     for _ in range(3):

@@ -112,7 +112,7 @@ def test_an_episode_with_state_of_every_engine(fleet: WorkerFleet) -> None:
 
 def test_the_environment(fleet: WorkerFleet, pool: FleetPool, scenario: Scenario) -> None:
     env = gym.make(
-        "SynergyGym/ClusterRouting-v0",
+        "SynergyGym/ClusterRouting-v1",
         scenario=scenario,
         workload=traffic(20, prompt=50),
         engine_policy="lens-plus",

@@ -125,7 +125,7 @@ def test_a_decision_holds_for_the_interval(
     choose = policy._choose
     policy._choose = lambda x: asked.append(now[0]) or choose(x)  # type: ignore
     now, decided = [0.0], 0
-    env = EngineBatchingEnv(one_engine, action=grid)
+    env = EngineBatchingEnv(one_engine, action=grid, decision_interval_s=None)
     env.reset(seed=1000)
     policy.reset(rng, env.engine, one_engine.slos)
     done = False
@@ -169,12 +169,17 @@ def test_without_a_forecast_an_agent_that_reads_it_sends_to_the_fewest_in_flight
     assert engines.policy.no_model.count == 5
 
 
+@pytest.mark.parametrize("interval_s", [None, 0.2])
 @pytest.mark.parametrize("frames", [1, 2])
 def test_an_engine_agent_plays_as_in_its_environment(
-    save: Save, rng: np.random.Generator, one_engine: Scenario, frames: int
+    save: Save,
+    rng: np.random.Generator,
+    one_engine: Scenario,
+    frames: int,
+    interval_s: float | None,
 ) -> None:
-    agent = engine_agent(rng, frames=frames)
-    env = EngineBatchingEnv(one_engine, load=1.2, action=EngineGrid())
+    agent = engine_agent(rng, frames=frames, interval_s=interval_s or 0.0)
+    env = EngineBatchingEnv(one_engine, load=1.2, decision_interval_s=interval_s)
     observation, _ = env.reset(seed=2000)
     stack, done = [observation] * frames, False
     while not done:
@@ -190,7 +195,9 @@ def test_the_authors_agent_plays_as_in_its_environment(
     save: Save, rng: np.random.Generator, one_engine: Scenario
 ) -> None:
     agent = authors_agent(rng)
-    env = AuthorsScheduler(EngineBatchingEnv(one_engine, load=1.2, action=AUTHORS_GRID))
+    env = AuthorsScheduler(
+        EngineBatchingEnv(one_engine, load=1.2, action=AUTHORS_GRID, decision_interval_s=None)
+    )
     observation, _ = env.reset(seed=2001)
     done = False
     while not done:
