@@ -219,7 +219,7 @@ def test_the_first_version_is_an_argument_of_the_second(name: str, old: dict[str
     scenario = "smoke" if name == "EngineBatching" else "smoke-cluster"
     with pytest.warns(DeprecationWarning, match="v0 is out of date"):
         first: Any = gym.make(f"SynergyGym/{name}-v0", scenario=scenario)
-    second: Any = gym.make(f"SynergyGym/{name}-v1", scenario=scenario, **old)
+    second: Any = gym.make(f"SynergyGym/{name}-v1", scenario=f"season1/{scenario}", **old)
     assert first.action_space == second.action_space
     assert getattr(first.unwrapped, "decision_interval_s", None) is None
     first.action_space.seed(1)
