@@ -50,6 +50,12 @@ ALIASES = {"meta-llama/Llama-3.1-405B-Instruct": "meta-llama/Meta-Llama-3.1-405B
 MOST_BATCH = 512
 """Beyond, ML.ENERGY's B200 rows wait for something that is no kernel: latency doubles at once."""
 QUANTILES = 81
+RANKED = (
+    (("vllm",), ("dense", "moe")),
+    (("vllm",), ("dense",)),
+    (("vllm",), ("moe",)),
+    (("vllm", "trtllm"), ("dense", "moe")),
+)
 GOALS = {("dense", "1-2"): 3.0, ("dense", "4-8"): 6.0, ("moe", "1-2"): 12.0, ("moe", "4-8"): 12.0}
 P90_GOAL = 12.0
 
@@ -189,9 +195,9 @@ def rank(merged: pd.DataFrame) -> pd.DataFrame:
         dummy_tp=1 / table.tp, dummy_bandwidth=1 / (table.tp * table.gpu.map(bandwidth))
     )
     rows = []
-    for engines in (("vllm",), ("vllm", "trtllm")):
-        part = table[table.engine.isin(engines)]
-        row: dict[str, Any] = {"engines": " + ".join(engines)}
+    for engines, kinds in RANKED:
+        part = table[table.engine.isin(engines) & table.kind.isin(kinds)]
+        row: dict[str, Any] = {"engines": " + ".join(engines), "models": " + ".join(kinds)}
         for name in ("tpot_ms", "dummy_tp", "dummy_bandwidth"):
             row["pairs"], row[f"tau_{name}"] = _tau(part, name)
         rows.append(row)

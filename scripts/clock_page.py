@@ -88,7 +88,7 @@ def rank() -> str:
         columns={"tau_tpot_ms": "tau", "tau_dummy_tp": "tau of 1/TP",
                  "tau_dummy_bandwidth": "tau of 1/(TP x bandwidth)"}
     )  # fmt: skip
-    for name in table.columns[2:]:
+    for name in table.columns[3:]:
         table[name] = table[name].map("{:.2f}".format)
     return _table(table)
 

@@ -132,9 +132,10 @@ _ASSUMED = Sustained(
 QUANTISED = Sustained(
     1.0,
     0.9,
-    1.1,
+    1.3,
     "quantised layers: 34,560 steps of QwQ-32B with FP8 weights on an H100 (SynergySched's "
-    "authors) took 0.92 of the kernels' time per prompt token",
+    "authors) took 0.92 of the kernels' time per prompt token; on other GPUs assumed, up to the "
+    "unquantised layers' upper end",
 )
 
 GPUS: Mapping[str, Gpu] = MappingProxyType(
