@@ -18,7 +18,7 @@ from synergy_gym.latency.kernels.hardware import GPUS, find_gpu
 from synergy_gym.latency.kernels.make import Request, make_profile
 from synergy_gym.latency.kernels.shape import ModelShape
 from synergy_gym.latency.kernels.step import StepKernels, Work
-from synergy_gym.latency.kernels.tables import OUTLIER, Source, without_outliers
+from synergy_gym.latency.kernels.tables import LAUNCHED, OUTLIER, Gemm, Source, without_outliers
 
 pytest.importorskip("aiconfigurator_core", reason="needs the extra clocks")
 
@@ -241,3 +241,22 @@ def test_any_shape_is_timed_or_refused_in_words(shape: ModelShape, gpu: str, tp:
         assert time > 0
         return
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(("engine", "dtype"), sorted(LAUNCHED))
+def test_a_launch_that_was_timed_with_a_kernel_is_not_believed(engine: str, dtype: str) -> None:
+    """The other engine's shorter time counts; of other types the engine's own table alone."""
+    gpu = find_gpu("b200")
+    other = "vllm" if engine == "trtllm" else "trtllm"
+    both = Gemm(Source(gpu, engine), dtype)
+    one = Gemm(Source(gpu, other), dtype)
+    for tokens in (8, 64, 512):
+        assert both.ms(tokens, 8192, 4096) <= one.ms(tokens, 8192, 4096) * 1.001
+    own = Gemm(Source(gpu, engine), "bfloat16")
+    assert own.ms(8, 8192, 4096) != Gemm(Source(gpu, other), "bfloat16").ms(8, 8192, 4096)
+
+
+def test_only_vllm_scales_inputs_in_kernels_of_their_own() -> None:
+    request = Request("Qwen/Qwen3-32B", "h100", weights="fp8")
+    assert request.kernels()._scaling is not None
+    assert replace(request, kernels_of="trtllm").kernels()._scaling is None

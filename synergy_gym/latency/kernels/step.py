@@ -92,7 +92,9 @@ class StepKernels:
         fused = Source(source.gpu, "trtllm") if source.gpu.fuses_sums else source
         self._fused = AllReduce(fused, tp) if tp > 1 and source.gpu.fuses_sums else None
         self._experts = self._find_experts()
-        self._scaling = Scaling(source) if shape.dynamic and shape.gemm != "bfloat16" else None
+        # TRT-LLM fuses the scaling of a layer's input with the norm or activation before it.
+        scales = shape.dynamic and shape.gemm != "bfloat16" and source.engine == "vllm"
+        self._scaling = Scaling(source) if scales else None
         self._query = heads * shape.head_dim
         self._kv = 2 * kv * shape.head_dim
         bandwidth = ELEMENTWISE_BANDWIDTH * source.gpu.bandwidth_bytes_per_ms
