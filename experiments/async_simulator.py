@@ -29,6 +29,7 @@ from synergy_gym.types import (
     StepReport,
 )
 
+NOBODY = np.empty(0, np.int64)
 Fetch = Callable[[], tuple[RequestArrays, RequestArrays]]
 
 
@@ -79,12 +80,10 @@ class Sight:
     running: IntArray
     waiting: IntArray
 
-    def knows(self, requests: IntArray) -> list[bool]:
-        """Per request number, whether it was in the engine."""
-        if not len(requests):
-            return []
-        known = {*self.running.tolist(), *self.waiting.tolist()}
-        return [request in known for request in requests.tolist()]
+    @property
+    def requests(self) -> IntArray:
+        """All of them, in the order of token caps."""
+        return np.concatenate([self.running, self.waiting])
 
 
 class AsyncSimulator(Simulator):
@@ -172,7 +171,7 @@ class AsyncSimulator(Simulator):
         shown = now if information.view == "now" else sight
         check_decision(spec, decision, len(shown.running), len(shown.waiting))
         carried, runs = _moved(decision, shown, now), len(now.running)
-        known = np.array(sight.knows(now.waiting), bool)
+        known = _looked_up(now.waiting, sight.requests, 1, 0) == 1
         caps = _caps(carried, now)
         if information.late_arrivals:
             caps[runs:][~known] = 0
@@ -234,37 +233,37 @@ def _changed(
     return EngineView(spec=view.spec, slos=view.slos, state=state, last_step=last_step, fetch=fetch)
 
 
+def _looked_up(
+    asked: IntArray, requests: IntArray, values: IntArray | int, default: int
+) -> IntArray:
+    """Per request in `asked` its value, or the default where it is not among `requests`."""
+    most = max(asked.max(initial=0), requests.max(initial=0))
+    table = np.full(most + 1, default, np.int64)
+    table[requests] = values
+    found: IntArray = table[asked]
+    return found
+
+
 def _moved(decision: BatchDecision, shown: Sight, now: Sight) -> BatchDecision:
     """The decision on the lists of `shown`, by request, on those of `now`."""
     if shown is now:
         return decision
-    caps = decision.token_caps
+    caps, running, waiting = decision.token_caps, decision.running_order, decision.waiting_order
     if caps is not None:
-        given = dict(zip(_both(shown).tolist(), np.asarray(caps).tolist(), strict=True))
-        caps = np.array([given.get(request, -1) for request in _both(now).tolist()], np.int64)
-    return replace(
-        decision,
-        token_caps=caps,
-        running_order=_order(shown.running, decision.running_order, now.running, set()),
-        waiting_order=_order(
-            shown.waiting, decision.waiting_order, now.waiting, set(shown.running.tolist())
-        ),
-    )
+        caps = _looked_up(now.requests, shown.requests, np.asarray(caps, np.int64), -1)
+    if running is not None:
+        running = _order(now.running, shown.running[running])
+    if waiting is not None:
+        waiting = _order(now.waiting, shown.waiting[waiting], preempted=shown.running)
+    return replace(decision, token_caps=caps, running_order=running, waiting_order=waiting)
 
 
-def _both(sight: Sight) -> IntArray:
-    return np.concatenate([sight.running, sight.waiting])
-
-
-def _order(
-    shown: IntArray, order: IntArray | None, now: IntArray, ahead: set[int]
-) -> IntArray | None:
-    """`order` of the requests `shown`, for those of `now`: others stay behind, or `ahead`."""
-    if order is None:
-        return None
-    rank = {request: place for place, request in enumerate(shown[np.asarray(order)].tolist())}
-    keys = [rank.get(r, -1 if r in ahead else len(rank)) for r in now.tolist()]
-    return np.argsort(keys, kind="stable").astype(np.int64)
+def _order(now: IntArray, wanted: IntArray, preempted: IntArray = NOBODY) -> IntArray:
+    """Order of the requests `now`: as `wanted`, with those beside them behind, or in front."""
+    requests = np.concatenate([preempted, wanted])
+    places = np.arange(len(requests)) - len(preempted)
+    ranks = _looked_up(now, requests, places, len(wanted))
+    return np.argsort(np.maximum(ranks, -1), kind="stable")
 
 
 def _caps(decision: BatchDecision, now: Sight) -> IntArray:

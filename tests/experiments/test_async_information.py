@@ -205,6 +205,19 @@ def test_an_empty_step_takes_no_time() -> None:
     assert sum(step.tokens == 0 for step in policy.steps) == 0
 
 
+def test_an_order_of_an_empty_step_lasts() -> None:
+    def turn_once(engine: EngineView) -> BatchDecision:
+        order = np.arange(engine.num_waiting)[::-1] if engine.now_s == 0.001 else None
+        return BatchDecision(512, max_running=1, waiting_order=order)
+
+    requests = [(0.0, 10, 2), (0.25, 10, 2), (0.25, 11, 2)]
+    sim = AsyncSimulator(VLLM, **episode(requests))
+    records = play(sim, Asked(turn_once))
+    # The first holds the only seat while step [2, 3) is planned, by the view of 1 ms.
+    assert records.scheduled_ns.tolist() == [0, 4 * MS, 2 * MS]
+    assert sim.empty_steps == 2
+
+
 def test_who_ends_holds_a_seat_for_one_step_more() -> None:
     requests = [(0.0, 10, 2), (0.0, 10, 9), (0.0, 10, 2)]
     assert scheduled_ms(EXACT, requests, max_num_seqs=2) == [0, 0, 2]
