@@ -3,17 +3,17 @@
 A scenario's rate was found by simulation (`synergy-gym calibrate`). A world that is drawn at
 every reset cannot wait for that, so its rate is scaled by an estimate of what the engines can
 carry. At saturation an engine runs b decodes, and every step also computes the b / o prompts
-that arrive while b / o requests leave (o: mean output), so with the terms of
-`synergy_gym.latency.terms`
+that arrive while b / o requests leave (o: mean output), so by `synergy_gym.latency.terms`
+a step of b sequences and S = b * (1 + prompt / o) tokens lasts
 
-    T(b) = fixed + b * per_decode,    rate = (b / o) / T(b)
+    T(b) = max(floor(S), linear(b, S)) + experts(S) + sampling(b) + attention(b)
+    rate = (b / o) / T(b)
 
 where b is the largest number for which T(b) keeps the TPOT objective, within `max_num_seqs`
-and the KV cache. `per_decode` holds one decode token, its context, and a decode's share of the
-prompts' tokens and attention pairs. Prompt tokens that an earlier request has brought cost
-nothing where the prefix cache is on. Against the calibrated rates of the packaged scenarios
-the estimate is 0.76 to 1.38 of the rate, except for on-off arrivals (bursts need reserves); only
-the ratio of two estimates is used, so that what both have in common cancels.
+and the KV cache. Prompt tokens that an earlier request has brought cost nothing where the prefix
+cache is on. Against the calibrated rates of the packaged scenarios the estimate is 0.77 to 1.47
+of the rate, except for on-off arrivals (bursts need reserves); only the ratio of two estimates is
+used, so that what both have in common cancels.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from synergy_gym.workload.traffic import build_workload
 
 SAMPLE_S = 400.0
 """Seconds of traffic at one request per second that stand for its lengths and prefixes."""
+HALVINGS = 40
+"""Of the range of concurrent decodes, to find the most that keep the objective."""
 _SEED = 0
 
 
@@ -80,21 +82,36 @@ def engine_rate_rps(
 ) -> float:
     """Estimate of the requests per second that one engine carries within its objectives."""
     output = asked.output_tokens
-    fresh = asked.fresh if spec.prefix_caching else 1.0
-    context = asked.prompt_tokens + output / 2
-    per_decode_ms = (
-        terms.per_sequence_ms
-        + terms.per_token_ms * (1 + fresh * asked.prompt_tokens / output)
-        + context * (terms.per_decode_context_ms + terms.per_mixed_context_ms)
-        + terms.per_prefill_pair_ms * fresh * asked.prompt_pairs / output
-    )
-    fixed_ms = terms.base_ms + terms.prefill_step_ms
-    room = (_tpot_limit_s(slos, output) * 1000 - fixed_ms) / max(per_decode_ms, 1e-9)
+    limit_ms = 1000 * _tpot_limit_s(slos, output)
     kv_tokens = spec.kv_blocks * spec.block_size
     most = min(spec.max_num_seqs, kv_tokens / (asked.prompt_tokens + output))
-    decodes = min(max(room, 1.0), most)
-    step_s = max(fixed_ms + per_decode_ms * decodes, terms.floor_ms) / 1000
-    return decodes / output / step_s
+    low, high = 1.0, max(most, 1.0)
+    if _step_ms(spec, terms, asked, high) > limit_ms:
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            late = _step_ms(spec, terms, asked, middle) > limit_ms
+            low, high = (low, middle) if late else (middle, high)
+        high = low
+    return high / output / _step_ms(spec, terms, asked, high) * 1000
+
+
+def _step_ms(spec: EngineSpec, terms: StepTerms, asked: Demand, decodes: float) -> float:
+    """A step of `decodes` and of their share of the prompts; it increases with `decodes`."""
+    output = asked.output_tokens
+    fresh = asked.fresh if spec.prefix_caching else 1.0
+    tokens = decodes * (1 + fresh * asked.prompt_tokens / output)
+    context = decodes * (asked.prompt_tokens + output / 2)
+    floor_ms = terms.floor_ms + terms.floor_per_token_ms * tokens
+    linear_ms = terms.base_ms + terms.per_sequence_ms * decodes + terms.per_token_ms * tokens
+    at, experts_ms = zip(*terms.experts_ms, strict=True) if terms.experts_ms else ((0,), (0.0,))
+    return (
+        max(floor_ms, linear_ms)
+        + float(np.interp(tokens, at, experts_ms))
+        + terms.per_sample_ms * decodes
+        + terms.prefill_step_ms
+        + context * (terms.per_decode_context_ms + terms.per_mixed_context_ms)
+        + terms.per_prefill_pair_ms * decodes * fresh * asked.prompt_pairs / output
+    )
 
 
 def _tpot_limit_s(slos: tuple[SLO, ...], output_tokens: float) -> float:

@@ -220,7 +220,7 @@ STEADY = [name for name in list_scenarios() if name != "code-a100"]  # bursts ne
 def test_the_estimated_rate_is_near_the_calibrated_one(name: str) -> None:
     scenario = load_scenario(name)
     ratio = round_robin_rate_rps(scenario, demand(scenario)) / scenario.rate_rps
-    assert 0.7 < ratio < 1.45
+    assert 0.7 < ratio < 1.5
 
 
 def test_rates_follow_what_the_engines_can_carry(cluster: Scenario) -> None:

@@ -276,7 +276,7 @@ KNOWN = {
     "incident-cold-restart": ("least-outstanding", "preble"),
     "incident-cold-start-herd": ("round-robin", "prism-ref"),
     "incident-death-spiral": ("least-outstanding", "weighted"),
-    "incident-fewer-blocks": ("shortest-prompt", "vllm-v1"),
+    "incident-fewer-blocks": ("sarathi-512", "vllm-v1"),
     "incident-hot-prefix": ("round-robin", "preble"),
     "incident-kv-cliff": ("shortest-prompt", "vllm-v1"),
     "incident-lost-telemetry": ("round-robin", "prism-ref"),
