@@ -15,9 +15,9 @@ from synergy_gym.sim import layout as L
 from synergy_gym.sim.adverts import predicted_ns, published, started_with
 from synergy_gym.sim.arena import World, build_arena, check_spec
 from synergy_gym.sim.clock import advance, take_batch, take_route
-from synergy_gym.sim.decision_log import chain_array
+from synergy_gym.sim.decision_log import chain_arrays
 from synergy_gym.sim.decisions import check_decision, check_rule, is_integer
-from synergy_gym.sim.exports import QUEUE_FIELDS, write_queue, write_state
+from synergy_gym.sim.exports import QUEUE_FIELDS, set_caps, write_ages, write_queue, write_state
 from synergy_gym.sim.lists import relink
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.sim.telemetry import refresh_rows
@@ -48,6 +48,7 @@ from synergy_gym.workload.base import Workload
 
 CHECK_VARIABLE = "SYNERGY_GYM_CHECK"
 """Environment variable: 1 checks the invariants after every iteration."""
+NOTHING = np.empty(0, np.int64)
 
 
 class Simulator:
@@ -240,27 +241,18 @@ class Simulator:
             told[:] = published(advert, told.tolist())
 
     def _apply_lists(self, e: int, decision: BatchDecision) -> None:
-        running = self._queue(e, running=True)[0]
-        waiting = self._queue(e, running=False)[0]
         if decision.token_caps is not None:
-            caps = np.asarray(decision.token_caps, np.int64)
-            self._set_caps(e, np.concatenate([running, waiting]), caps)
+            set_caps(self._a, 0, e, np.ascontiguousarray(decision.token_caps, np.int64))
         if decision.running_order is not None:
+            running = self._queue(e, running=True)[0]
             moved = running[np.asarray(decision.running_order, np.int64)]
             self._relink(moved, e + L.E_RUN_HEAD, e + L.E_RUN_TAIL)
             self._reorder_prefills(e, moved)
         if decision.waiting_order is not None:
+            waiting = self._queue(e, running=False)[0]
             moved = waiting[np.asarray(decision.waiting_order, np.int64)]
             self._relink(moved, e + L.E_WAIT_HEAD, e + L.E_WAIT_TAIL)
         self._hash_lists(e, decision)
-
-    def _set_caps(self, e: int, requests: IntArray, caps: IntArray) -> None:
-        a = self._a
-        rows = a[L.H_REQ] + requests * L.REQUEST_SIZE
-        decodes = (a[rows + L.F_STATE] & L.STATE_MASK) == L.DECODE
-        a[rows[decodes & (caps == 0)] + L.F_STATE] |= L.SKIPPED
-        a[rows[~decodes] + L.F_CAL] = caps[~decodes]
-        a[e + L.E_CAPS_ON] = 1
 
     def _relink(self, requests: IntArray, head: int, tail: int) -> None:
         if not len(requests):
@@ -275,11 +267,12 @@ class Simulator:
         a[at : at + 2 * len(prefills) : 2] = prefills
 
     def _hash_lists(self, e: int, decision: BatchDecision) -> None:
-        value = self._a[e + L.E_HASH]
-        for items in (decision.running_order, decision.waiting_order, decision.token_caps):
-            array = np.ascontiguousarray(() if items is None else items, np.int64)
-            value = chain_array(value, array, int(items is not None))
-        self._a[e + L.E_HASH] = value
+        lists = decision.running_order, decision.waiting_order, decision.token_caps
+        arrays = [
+            NOTHING if items is None else np.ascontiguousarray(items, np.int64) for items in lists
+        ]
+        present = sum(1 << i for i, items in enumerate(lists) if items is not None)
+        self._a[e + L.E_HASH] = chain_arrays(self._a[e + L.E_HASH], *arrays, present)
 
     # -- views -------------------------------------------------------------------------
 
@@ -457,14 +450,15 @@ class Simulator:
 
     def _arrays(self, e: int, *, running: bool) -> RequestArrays:
         columns = self._queue(e, running=running)
-        now, first = self.now_ns, columns[6]
+        ages = np.empty((2, columns.shape[1]))
+        write_ages(self.now_ns, columns[5], columns[6], ages.reshape(-1))
         return RequestArrays(
             prompt_tokens=columns[1],
             computed_tokens=columns[2],
             generated_tokens=columns[3],
             cached_tokens=columns[4],
-            waited_s=(now - columns[5]) / NS_PER_S,
-            first_token_age_s=np.where(first < 0, -1.0, (now - first) / NS_PER_S),
+            waited_s=ages[0],
+            first_token_age_s=ages[1],
             slo_class=columns[7],
             priority=columns[8],
         )

@@ -46,8 +46,15 @@ def chain_lists(value: int, lists: Iterable[IntArray | None]) -> int:
 
 
 @kernel
-def chain_array(value, items, present):  # type: ignore[no-untyped-def]
-    """`chain_lists` for one list, compiled; `present` is 0 where the decision has none."""
+def chain_arrays(value, running, waiting, caps, present):  # type: ignore[no-untyped-def]
+    """`chain_lists` compiled; bits of `present` say which of the three the decision has."""
+    value = _chain_array(value, running, present & 1)
+    value = _chain_array(value, waiting, present & 2)
+    return _chain_array(value, caps, present & 4)
+
+
+@kernel
+def _chain_array(value, items, present):  # type: ignore[no-untyped-def]
     if present == 0:
         return np.int64(_mix_kernel(np.uint64(value)))
     value = np.int64(_mix_kernel(np.uint64(value) ^ np.uint64(len(items) + 1)))

@@ -6,6 +6,8 @@ from synergy_gym.jit import kernel
 from synergy_gym.sim.layout import (
     CACHED_MASK,
     CLASS_MASK,
+    DECODE,
+    E_CAPS_ON,
     E_CONTEXT,
     E_DECODES,
     E_FREE,
@@ -19,6 +21,7 @@ from synergy_gym.sim.layout import (
     E_WAIT_TOKENS,
     E_WAITING,
     F_ARRIVAL,
+    F_CAL,
     F_COUNTS,
     F_FIRST,
     F_GEN,
@@ -26,6 +29,7 @@ from synergy_gym.sim.layout import (
     F_NEXT,
     F_OFF,
     F_PROMPT,
+    F_STATE,
     H_NOW,
     L_BUDGET,
     L_DECODES,
@@ -34,8 +38,11 @@ from synergy_gym.sim.layout import (
     L_SEQUENCES,
     L_TOKENS,
     PRIORITY_SHIFT,
+    SKIPPED,
+    STATE_MASK,
 )
 from synergy_gym.sim.lists import computed_tokens, generated_tokens, row
+from synergy_gym.types import NS_PER_S
 
 QUEUE_FIELDS = 9
 
@@ -89,3 +96,29 @@ def write_queue(a, o, e, running, n, out):  # type: ignore[no-untyped-def]
         out[7 * n + i] = a[q + F_META] & CLASS_MASK
         out[8 * n + i] = a[q + F_META] >> PRIORITY_SHIFT
         r = a[q + F_NEXT]
+
+
+@kernel
+def write_ages(now, arrivals, firsts, out):  # type: ignore[no-untyped-def]
+    """Seconds since arrival, then since the first token (-1 before it), of n requests each."""
+    n = len(arrivals)
+    for i in range(n):
+        out[i] = (now - arrivals[i]) / NS_PER_S
+        out[n + i] = -1.0 if firsts[i] < 0 else (now - firsts[i]) / NS_PER_S
+
+
+@kernel
+def set_caps(a, o, e, caps):  # type: ignore[no-untyped-def]
+    """Token caps of the running, then of the waiting requests; a decode is served or skipped."""
+    running = a[e + E_RUNNING]
+    r = a[e + E_RUN_HEAD]
+    for i in range(len(caps)):
+        if i == running:
+            r = a[e + E_WAIT_HEAD]
+        q = row(a, o, r)
+        if (a[q + F_STATE] & STATE_MASK) != DECODE:
+            a[q + F_CAL] = caps[i]
+        elif caps[i] == 0:
+            a[q + F_STATE] |= SKIPPED
+        r = a[q + F_NEXT]
+    a[e + E_CAPS_ON] = 1
