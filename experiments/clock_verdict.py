@@ -22,7 +22,6 @@ against the tuned budget), a manifest and `clock_verdict.png`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from common import (
     write_csv,
     write_manifest,
 )
+from paper_common import Line
 
 from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.scenario import load_scenario
@@ -51,35 +51,26 @@ JUDGED = {"all": "slo_attainment", "e2e": "e2e_attainment"}
 NAME = "clock_verdict"
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An engine and a router policy under one label."""
-
-    label: str
-    engine: str
-    router: str
-
-
-STOCK = Pair("stock vLLM", "vllm-v1", "round-robin")
+STOCK = Line("stock vLLM", "vllm-v1", "round-robin")
 TUNED = "tuned static budget"
 
 
-def pairs(budget: int) -> tuple[Pair, ...]:
+def pairs(budget: int) -> tuple[Line, ...]:
     """Who is compared; `budget` is the tuned one."""
     static = f"static-{budget}"
     return (
         STOCK,
-        Pair("Sarathi 512", "sarathi-512", "round-robin"),
-        Pair(TUNED, static, "round-robin"),
-        Pair("LENS", "lens-ref", "round-robin"),
-        Pair("stock vLLM + PRISM", "vllm-v1", "prism-ref"),
-        Pair("LENS + PRISM", "lens-ref", "prism-ref"),
-        Pair("LENS + PRISM, compensated", "lens-ref", "prism-ref:compensation=True"),
-        Pair("guarded LENS + fixed PRISM", "lens-guarded", "prism-fixed"),
-        Pair("lens-plus (ours)", "lens-plus", "round-robin"),
-        Pair("lens-plus + prism-plus (ours)", "lens-plus", "prism-plus"),
-        Pair("Sarathi 512 + prism-plus", "sarathi-512", "prism-plus"),
-        Pair("tuned static budget + prism-plus", static, "prism-plus"),
+        Line("Sarathi 512", "sarathi-512", "round-robin"),
+        Line(TUNED, static, "round-robin"),
+        Line("LENS", "lens-ref", "round-robin"),
+        Line("stock vLLM + PRISM", "vllm-v1", "prism-ref"),
+        Line("LENS + PRISM", "lens-ref", "prism-ref"),
+        Line("LENS + PRISM, compensated", "lens-ref", "prism-ref:compensation=True"),
+        Line("guarded LENS + fixed PRISM", "lens-guarded", "prism-fixed"),
+        Line("lens-plus (ours)", "lens-plus", "round-robin"),
+        Line("lens-plus + prism-plus (ours)", "lens-plus", "prism-plus"),
+        Line("Sarathi 512 + prism-plus", "sarathi-512", "prism-plus"),
+        Line("tuned static budget + prism-plus", static, "prism-plus"),
     )
 
 
@@ -100,7 +91,7 @@ def tuned(results: Sequence[JobResult]) -> pd.DataFrame:
     return means.sort_values("slo_attainment", ascending=False).reset_index()
 
 
-def verdict_jobs(compared: Sequence[Pair], quick: bool) -> list[Job]:
+def verdict_jobs(compared: Sequence[Line], quick: bool) -> list[Job]:
     """Every episode of the comparison, the loads that part policies first; a suite is a clock."""
     seeds = SEEDS[:1] if quick else SEEDS
     clocks = {"sync": CLOCKS["sync"]} if quick else CLOCKS
@@ -112,7 +103,7 @@ def verdict_jobs(compared: Sequence[Pair], quick: bool) -> list[Job]:
 
 
 def episodes_of(
-    jobs: Sequence[Job], results: Sequence[JobResult], compared: Sequence[Pair]
+    jobs: Sequence[Job], results: Sequence[JobResult], compared: Sequence[Line]
 ) -> pd.DataFrame:
     """One row per episode, attainments in percent."""
     labels = {(pair.engine, pair.router): pair.label for pair in compared}

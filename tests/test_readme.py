@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -14,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from synergy_gym.evaluation.suites import find_suite
+from tests.loading import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
@@ -42,13 +42,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def updater() -> ModuleType:
-    path = ROOT / "scripts" / "update_readme.py"
-    spec = importlib.util.spec_from_file_location("update_readme", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("scripts/update_readme.py")
 
 
 CODE = [(page, index) for page in PAGES for index in range(len(blocks(page, "python")))]

@@ -1,6 +1,5 @@
 """The clock's form and the packaged A6000 profile against measured steps (needs the data)."""
 
-import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +10,8 @@ import pytest
 
 from synergy_gym.latency.profiles import load_profile
 from synergy_gym.latency.terms import NOISE, step_ns
+from tests.loading import load_script
 
-ROOT = Path(__file__).parents[2]
 DATA = os.environ.get("SYNERGY_GYM_DATA")
 STEPS = Path(DATA or ".") / "measurements" / "profiling_steps.csv"
 
@@ -24,14 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def fit() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "fit", ROOT / "experiments" / "fit_step_latency.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("experiments/fit_step_latency.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +12,8 @@ import pytest
 
 from synergy_gym.latency.profiles import list_profiles, load_profile
 from synergy_gym.seasons import SEASON, season_files
+from tests.loading import load_script
 
-ROOT = Path(__file__).resolve().parents[2]
 PROFILES = season_files(SEASON).profiles
 MEASURED = {"2xa6000-llama-3.1-8b", "cpu-tiny-llama", "h100-qwq-32b"}
 DRAWN = 4
@@ -24,13 +23,7 @@ pytest.importorskip("aiconfigurator_core", reason="needs the extra clocks")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    file = ROOT / "scripts" / "make_profiles.py"
-    spec = importlib.util.spec_from_file_location("make_profiles", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("scripts/make_profiles.py")
 
 
 @pytest.fixture(scope="module")
