@@ -125,7 +125,7 @@ def episodes_of(
 
 def verdict_of(episodes: pd.DataFrame) -> pd.DataFrame:
     """Means over loads and seeds by clock and pair; differences are paired by seed."""
-    by_seed = episodes.groupby(["clock", "pair", "seed"], sort=False)[list(JUDGED)].mean()
+    by_seed = episodes.groupby(["clock", "pair", "seed"])[list(JUDGED)].mean()
     rows = []
     for clock, pair in dict.fromkeys(zip(episodes.clock, episodes.pair, strict=True)):
         own = by_seed.loc[clock, pair]
@@ -145,7 +145,7 @@ def plot(episodes: pd.DataFrame, path: Path) -> None:
     clocks = list(dict.fromkeys(episodes.clock))
     chart, panels = figure(len(JUDGED), len(clocks), width=3.2, height=2.8)
     titles = {"all": "every objective", "e2e": "E2E alone"}
-    means = episodes.groupby(["clock", "pair", "load"], sort=False)[list(JUDGED)].mean()
+    means = episodes.groupby(["clock", "pair", "load"])[list(JUDGED)].mean()
     for row, name in enumerate(JUDGED):
         for column, clock in enumerate(clocks):
             axes = panels[row][column]
