@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numba
 
 _OPTIONS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 _ROOT = Path(__file__).resolve().parent
+_IMPORT = re.compile(r"^from synergy_gym\.([\w.]+) import (\([^)]*\)|.*)", re.MULTILINE)
+_NAME = re.compile(r"\w+")
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,11 +73,27 @@ def _source_hash() -> str:
     return digest.hexdigest()
 
 
-def _kernel_files() -> list[Path]:
-    """This file, and every source of the package that compiles something with it."""
-    root = _ROOT.parent if (_ROOT.parent / "envs").is_dir() else _ROOT
-    found = [Path(__file__), _ROOT / "features.py", *(root / "envs").glob("fused*.py")]
-    found += [_ROOT / "router_table.py", _ROOT / "actions.py"]  # their values are compiled in
-    for folder in (_ROOT / "sim", _ROOT / "latency", root / "policies"):
-        found += [path for path in folder.glob("*.py") if b"synergy_gym.jit" in path.read_bytes()]
-    return [path for path in found if path.is_file()]
+def _kernel_files() -> set[Path]:
+    """Every source that compiles something with this file, and those whose constants it takes."""
+    # In a checkout `envs` and `policies` lie beside the package, else inside it.
+    beside = _ROOT.parent if (_ROOT.parent / "envs").is_dir() else _ROOT
+    folders = {"envs": beside / "envs", "policies": beside / "policies"}
+    files = [*_ROOT.rglob("*.py"), *(file for at in folders.values() for file in at.rglob("*.py"))]
+    pending = [Path(__file__), *(file for file in files if b"synergy_gym.jit" in file.read_bytes())]
+    found: set[Path] = set()
+    while pending:
+        file = pending.pop()
+        if file not in found:
+            found.add(file)
+            pending += _constant_files(file.read_text(encoding="utf-8"), folders)
+    return found
+
+
+def _constant_files(source: str, folders: Mapping[str, Path]) -> Iterator[Path]:
+    """Files of this package from which a source imports a constant (a name in capitals)."""
+    for module, names in _IMPORT.findall(source):
+        if any(name.isupper() for name in _NAME.findall(names)):
+            first, *rest = module.split(".")
+            file = folders.get(first, _ROOT / first).joinpath(*rest).with_suffix(".py")
+            if file.is_file():
+                yield file

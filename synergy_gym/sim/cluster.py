@@ -48,7 +48,6 @@ from synergy_gym.workload.base import Workload
 
 CHECK_VARIABLE = "SYNERGY_GYM_CHECK"
 """Environment variable: 1 checks the invariants after every iteration."""
-NOTHING = np.empty(0, np.int64)
 
 
 class Simulator:
@@ -268,9 +267,7 @@ class Simulator:
 
     def _hash_lists(self, e: int, decision: BatchDecision) -> None:
         lists = decision.running_order, decision.waiting_order, decision.token_caps
-        arrays = [
-            NOTHING if items is None else np.ascontiguousarray(items, np.int64) for items in lists
-        ]
+        arrays = [np.ascontiguousarray(() if items is None else items, np.int64) for items in lists]
         present = sum(1 << i for i, items in enumerate(lists) if items is not None)
         self._a[e + L.E_HASH] = chain_arrays(self._a[e + L.E_HASH], *arrays, present)
 
