@@ -210,7 +210,11 @@ def test_unknown_suite() -> None:
 def _started(out: Path) -> subprocess.Popen[str]:
     """The quick suite with two workers, some episodes of which are done."""
     command = [sys.executable, "-m", "synergy_gym", "leaderboard", "--jobs", "2", "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A background job of a shell ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     while process.poll() is None and not (out / PROGRESS_FILE).exists():
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[1]
