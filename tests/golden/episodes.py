@@ -1,6 +1,9 @@
 """Episodes whose decision logs must never change: every scenario of every season, every policy.
 
-    python -m tests.golden.episodes    # plays those that `episodes.csv` lacks, and adds them
+    python -m tests.golden.episodes    # plays those that `episodes.csv` lacks, and appends them
+
+A line of the file stays as it is, whatever scenarios and policies come later: load and seed of a
+new episode follow from its own names.
 
 An episode is short (arrivals of twelve seconds, or until five seconds after the last event). Each
 scenario is played as it is and, with a few policies, with closed loops, impatient clients, failing
@@ -11,10 +14,11 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass, fields, replace
-from itertools import cycle, product
+from dataclasses import astuple, dataclass, replace
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +43,8 @@ CROSSED = (
     ("random", "random"),
 )
 """Pairs that play every changed world."""
+Names = tuple[int, str, str, str, str]
+"""Season, scenario, change, engine policy, router policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +60,15 @@ class Golden:
     router_policy: str
 
     @property
+    def names(self) -> Names:
+        """What no two episodes have in common."""
+        return (self.season, self.scenario, self.change, self.engine_policy, self.router_policy)
+
+    @property
     def world(self) -> Scenario:
         """The scenario, changed, in a short window."""
         world = load_scenario(self.scenario, self.season)
-        last_s = max((event.at_s for event in world.events), default=0.0)
-        horizon_s = max(last_s + AFTER_S, HORIZON_S) if last_s else HORIZON_S
+        horizon_s = max([HORIZON_S, *(event.at_s + AFTER_S for event in world.events)])
         return CHANGES[self.change](replace(world, horizon_s=horizon_s, warmup_s=0.0))
 
     def played(self) -> str:
@@ -128,13 +138,24 @@ def _changes(world: Scenario) -> Iterator[str]:
         yield "closed loop"
 
 
-def episodes() -> Iterator[Golden]:
-    """All of them, in the order of the file."""
-    loads, seeds = cycle(LOADS), cycle(SEEDS)
+def missing(known: Iterable[Golden]) -> list[Golden]:
+    """Episodes that are not among those."""
+    names = {one.names for one in known}
+    return [_drawn(wanted) for wanted in _wanted() if wanted not in names]
+
+
+def _drawn(names: Names) -> Golden:
+    season, scenario, change, engine, router = names
+    number = zlib.crc32(repr(names).encode())
+    load, seed = LOADS[number % len(LOADS)], SEEDS[number // len(LOADS) % len(SEEDS)]
+    return Golden(season, scenario, change, load, seed, engine, router)
+
+
+def _wanted() -> Iterator[Names]:
     for season in range(1, SEASON + 1):
         for name in list_scenarios(season):
             for change, pair in _plays(load_scenario(name, season)):
-                yield Golden(season, name, change, next(loads), next(seeds), *pair)
+                yield (season, name, change, *pair)
 
 
 def _plays(world: Scenario) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -161,40 +182,29 @@ def _plays(world: Scenario) -> Iterator[tuple[str, tuple[str, str]]]:
 
 def recorded() -> dict[Golden, str]:
     """Log hashes in the file."""
-    if not FILE.is_file():
-        return {}
     with FILE.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {_golden(row): row["log_hash"] for row in rows}
-
-
-def _golden(row: Mapping[str, str]) -> Golden:
-    numbers = int(row["season"]), float(row["load"]), int(row["seed"])
-    season, load, seed = numbers
-    policies = row["engine_policy"], row["router_policy"]
-    return Golden(season, row["scenario"], row["change"], load, seed, *policies)
-
-
-def write(found: Mapping[Golden, str]) -> None:
-    """The file, in the order of `episodes`."""
-    with FILE.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow([*(field.name for field in fields(Golden)), "log_hash"])
-        table.writerows([*astuple(one), found[one]] for one in episodes() if one in found)
+        return {
+            Golden(
+                int(row["season"]), row["scenario"], row["change"], float(row["load"]),
+                int(row["seed"]), row["engine_policy"], row["router_policy"],
+            ): row["log_hash"]
+            for row in csv.DictReader(file)
+        }  # fmt: skip
 
 
 def main() -> int:
-    """Play what the file lacks; it never changes what the file has."""
-    found = recorded()
-    missing = [one for one in episodes() if one not in found]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for count, (one, log_hash) in enumerate(
-            zip(missing, pool.map(Golden.played, missing, chunksize=8), strict=True), 1
-        ):
-            found[one] = log_hash
-            if count % 200 == 0 or count == len(missing):
-                write(found)
-                print(f"{count} of {len(missing)} episodes", file=sys.stderr)
+    """Play what the file lacks; each is in the file when it has been played."""
+    added = missing(recorded())
+    with (
+        FILE.open("a", newline="", encoding="utf-8", buffering=1) as file,
+        ProcessPoolExecutor(mp_context=get_context("spawn")) as pool,
+    ):
+        table = csv.writer(file, lineterminator="\n")
+        hashes = pool.map(Golden.played, added, chunksize=8)
+        for count, (one, log_hash) in enumerate(zip(added, hashes, strict=True), 1):
+            table.writerow([*astuple(one), log_hash])
+            if count % 200 == 0 or count == len(added):
+                print(f"{count} of {len(added)} episodes", file=sys.stderr)
     return 0
 
 

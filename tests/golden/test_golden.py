@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from tests.golden.episodes import episodes, recorded
+from tests.golden.episodes import missing, recorded
 
 LEAST = 3000
 DRAWN = 60
@@ -16,8 +16,9 @@ DRAWN = 60
 def test_every_scenario_and_policy_is_recorded() -> None:
     known = recorded()
     assert len(known) >= LEAST
-    missing = [str(one) for one in episodes() if one not in known]
-    assert not missing, "play them: python -m tests.golden.episodes"
+    assert len({one.names for one in known}) == len(known)
+    lacking = [str(one) for one in missing(known)]
+    assert not lacking, "play them: python -m tests.golden.episodes"
 
 
 @pytest.mark.hypothesis  # what `make fuzz` selects
