@@ -192,20 +192,46 @@ def crowded(rng: np.random.Generator, caching: bool, priority: bool) -> Episode:
     )
 
 
+def under_pressure(simulator: Any) -> bool:
+    """Whether an episode that is over had all that pressure brings."""
+    records = simulator.records()
+    outcomes = Counter(records.outcome.tolist())
+    return bool(
+        records.preemptions.sum() >= 3
+        and outcomes[Outcome.ABORTED] >= 1
+        and outcomes[Outcome.FINISHED] >= 5
+        and (records.attempts > 1).any()
+    )
+
+
+def pressed(rng: np.random.Generator, caching: bool, priority: bool) -> Episode:
+    """The first random crowd that is under pressure: one in thirty is not."""
+    for _ in range(30):
+        episode = crowded(rng, caching, priority)
+        if under_pressure(play_plain(episode)):
+            return episode
+    raise AssertionError("thirty crowds in a row without pressure")
+
+
+def play_plain(episode: Episode) -> ReferenceSimulator:
+    """The simulated cluster at the end of an episode, with the answers of `play_both`."""
+    simulator: ReferenceSimulator = episode.build(ReferenceSimulator)
+    rng = random.Random(episode.seed)
+    while (point := simulator.advance()) != DONE:
+        rng.random()  # what `play_both` asks before it looks
+        give(simulator, point, possible(choose(simulator, point, rng)))
+    return simulator
+
+
 @pytest.mark.parametrize("priority", [False, True], ids=["fcfs", "priority"])
 @pytest.mark.parametrize("caching", [False, True], ids=["uncached", "cached"])
 def test_equal_under_pressure(caching: bool, priority: bool, rng: np.random.Generator) -> None:
     """Preemptions, timeouts in the middle of an iteration and cache hits do occur."""
-    episode = crowded(rng, caching, priority)
-    live, reference = play_both(episode, most=20_000)
+    live, reference = play_both(pressed(rng, caching, priority), most=20_000)
     assert live.log_hash() == reference.log_hash()
     records = live.records()
     same(records, reference.records(), "records")
-    outcomes = Counter(records.outcome.tolist())
-    assert records.preemptions.sum() >= 3
-    assert outcomes[Outcome.ABORTED] >= 1
-    assert outcomes[Outcome.FINISHED] >= 5
-    assert (records.attempts > 1).sum() >= 1
+    assert under_pressure(live)
     assert (records.cached_tokens.sum() > 0) == caching
 
 
