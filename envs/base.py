@@ -21,6 +21,7 @@ from synergy_gym.observation import Float32Array, ObservationLayout
 from synergy_gym.rewards import SHAPING, SLO_MET, PotentialShaping
 from synergy_gym.scenario import Scenario, load_scenario, windowed
 from synergy_gym.sim.build import build_simulator
+from synergy_gym.sim.memory import Memory
 from synergy_gym.types import NS_PER_S, DecisionRule, IntArray
 from synergy_gym.workload.base import Workload
 
@@ -181,7 +182,7 @@ class ServingEnv(gym.Env[Any, Any]):
         self._active = not self._empty
         self._now_ns = self._sim.now_ns
         if self._fused is not None:
-            mark_seen(self._sim.arena, self._now_ns, 0)
+            mark_seen(self._sim.memory, self._now_ns, 0)
         self._read(self._empty)
         if self._shaping is not None:
             self._shaping.start(0.0 if self._empty else self._potential())
@@ -215,10 +216,10 @@ class ServingEnv(gym.Env[Any, Any]):
         return self._io
 
     @property
-    def arena(self) -> IntArray:
+    def memory(self) -> Memory:
         """The simulator's memory, where there is a compiled step."""
-        arena: IntArray = self._sim.arena
-        return arena
+        memory: Memory = self._sim.memory
+        return memory
 
     @property
     def parts(self) -> dict[str, Part] | None:
@@ -259,9 +260,9 @@ class ServingEnv(gym.Env[Any, Any]):
         return reward, info
 
     def _catch_up(self) -> None:
-        """Fused steps count in the arena; take over what they have reported."""
+        """Fused steps count in the memory; take over what they have reported."""
         if self._fused is not None:
-            self._now_ns, self._met = seen(self._sim.arena)
+            self._now_ns, self._met = seen(self._sim.memory)
 
     def _final_info(self) -> dict[str, Any]:
         from synergy_gym.metrics import summarize
@@ -334,6 +335,27 @@ class ServingEnv(gym.Env[Any, Any]):
         self._restore_extra(snapshot.extra)
         return self._observation()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy.deepcopy` and pickle, at any moment of an episode: a copy shares nothing.
+
+        Raises:
+            TypeError: real engines cannot be copied.
+        """
+        if self._live is not None:
+            raise TypeError("an environment on real engines cannot be copied; make another one")
+        # What holds addresses of this one's memory is bound anew.
+        return {
+            **self.__dict__, "_fused": None, "_io": None, "_renderer": None,
+            "_buffer": self._buffer.copy(), "_was_bound": self._fused is not None,
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        was_bound = state.pop("_was_bound")
+        self.__dict__.update(state)
+        self._renderer = make_renderer(self.render_mode) if self.render_mode else None
+        if was_bound:
+            self._bind(self._sim)
+
     def render(self) -> Any:
         """Draw the current state: text (`ansi`), an image (`rgb_array`), or live (`human`).
 
@@ -403,6 +425,10 @@ class ServingEnv(gym.Env[Any, Any]):
         """Further state of a subclass, for `snapshot()`."""
         return None
 
+    @abstractmethod
+    def _bind(self, simulator: Any) -> None:
+        """Find the compiled step of a simulator, if it has one."""
+
     def _restore_extra(self, extra: Any) -> None:
         """Take back what `_save` returned."""
 
@@ -442,11 +468,11 @@ def simulator_class(backend: str) -> type[Any]:
         ValueError: an unknown backend.
     """
     if backend == "sim":
-        from synergy_gym.sim.cluster import Simulator
+        from synergy_gym.sim.simulator import Simulator
 
         return Simulator
     if backend == "reference":
-        from synergy_gym.sim.reference import ReferenceSimulator
+        from synergy_gym.sim.plain.simulator import ReferenceSimulator
 
         return ReferenceSimulator
     raise ValueError(f"backend={backend!r} is unknown; choose 'sim', 'reference' or 'vllm'")

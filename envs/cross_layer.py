@@ -449,6 +449,9 @@ class CrossLayerEnv(ServingEnv):
         self._compiled = None if made is None else made[0]
         self._fused = self._adopt(None if made is None else made[1])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiled": None}
+
     def _advance(self) -> bool:
         sim = self._sim
         while True:

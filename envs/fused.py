@@ -1,7 +1,7 @@
 """A whole step as one compiled call: take the decision, simulate, observe.
 
 Equal to `batch()` or `route()`, `advance()` and the views, without a Python object in
-between. Works on simulators that show their `arena`, and where nothing else has to happen
+between. Works on simulators that show their `memory`, and where nothing else has to happen
 between two decisions (no Python policy, no shaping, no live picture).
 """
 
@@ -26,44 +26,28 @@ from synergy_gym.features import (
     write_router_ages,
     write_router_row,
 )
-from synergy_gym.jit import direct, kernel
+from synergy_gym.jit import direct, inner, kernel
 from synergy_gym.observation import Float32Array
-from synergy_gym.sim.clock import advance, take_batch, take_route
-from synergy_gym.sim.exports import write_state
-from synergy_gym.sim.layout import (
-    ATTEMPT_MASK,
-    ATTEMPT_SHIFT,
-    CLASS_MASK,
-    E_MAX_SEQS,
-    E_MAX_TOKENS,
-    F_META,
-    F_PROMPT,
-    H_CHECK,
-    H_E,
-    H_ENG,
-    H_MET,
-    H_NOW,
-    H_PREQ,
-    H_REQ,
-    H_REQUEST,
-    H_ROWS,
-    H_SEEN_MET,
-    H_SEEN_NOW,
-    H_SESSION,
-    H_SESSION_TABLE,
-    H_SLO_CLASSES,
-    H_STATE,
-    H_STRIDE,
-    P_BUDGET,
-    P_CAP,
-    P_CHUNK,
-    PRIORITY_SHIFT,
-    REQUEST_SIZE,
-    T_DIRTY,
+from synergy_gym.sim.compiled.clock import advance, take_batch, take_route
+from synergy_gym.sim.compiled.exports import write_state
+from synergy_gym.sim.compiled.reach import (
+    detail_of,
+    engine_of,
+    plan_of,
+    request_of,
+    request_vector_of,
+    session_of,
+    session_place_of,
+    state_of,
+    table_of_rows,
+    telemetry_of,
+    world_at,
 )
+from synergy_gym.sim.compiled.records import float32s
+from synergy_gym.sim.compiled.telemetry import refresh_rows
+from synergy_gym.sim.memory import Memory
 from synergy_gym.sim.points import DONE, ROUTE
-from synergy_gym.sim.telemetry import ROW_SIZE, refresh_rows
-from synergy_gym.types import NS_PER_S, IntArray
+from synergy_gym.types import NS_PER_S, RouterRow
 
 Outcome = tuple[Any, ...]
 """(kind of the next point, seconds passed, requests that met their SLOs meanwhile).
@@ -81,98 +65,116 @@ _PRIORITY = int(RequestField.PRIORITY)
 _EXPECTED = int(RequestField.EXPECTED_OUTPUT_MILLITOKENS)
 
 
-@kernel
-def outcome(a, point):  # type: ignore[no-untyped-def]
+ROW_SIZE = len(RouterRow)
+ANY = 1 << 30
+"""Number of values of an array whose end the code that reads it knows."""
+
+
+@inner
+def outcome(world, point):  # type: ignore[no-untyped-def]
     """(point, seconds passed, SLOs met) since the last step."""
-    dt_s = (a[H_NOW] - a[H_SEEN_NOW]) / NS_PER_S
-    reward = float(a[H_MET] - a[H_SEEN_MET])
+    dt_s = (world.now_ns - world.seen_now_ns) / NS_PER_S
+    reward = float(world.met - world.seen_met)
     if point != DONE:
-        a[H_SEEN_NOW] = a[H_NOW]
-        a[H_SEEN_MET] = a[H_MET]
+        world.seen_now_ns, world.seen_met = world.now_ns, world.met
     return np.int64(point), dt_s, reward
 
 
+@inner
+def observe_engine(world, engine, scales, out, at):  # type: ignore[no-untyped-def]
+    """Write what the policy of an engine sees to `out[at:]`."""
+    state = state_of(world)
+    write_state(world, engine, state, 0)
+    write_engine_features(state, 0, scales, out, at)
+
+
 @kernel
-def _step_engine(a, io, budget, cap):  # type: ignore[no-untyped-def]
-    e = a[H_ENG]
-    if not (0 <= budget < a[e + E_MAX_TOKENS] and 0 <= cap < a[e + E_MAX_SEQS]):
+def _step_engine(address, io_address, budget, cap):  # type: ignore[no-untyped-def]
+    world = world_at(address)
+    engine = engine_of(world, 0)
+    if not (0 <= budget < engine.max_num_batched_tokens and 0 <= cap < engine.max_num_seqs):
         return np.int64(ILLEGAL), 0.0, 0.0
-    budget, cap = budget + 1, cap + 1
-    a[e + P_BUDGET], a[e + P_CAP], a[e + P_CHUNK] = budget, cap, 0
-    take_batch(a, 0, e)
-    point = advance(a, 0)
-    write_state(a, 0, e, a, a[H_STATE])
-    write_engine_features(a, a[H_STATE], io, io, ENGINE_SCALE_SIZE)
-    return outcome(a, point)
+    plan = plan_of(engine)
+    plan.token_budget, plan.max_running, plan.prefill_chunk = budget + 1, cap + 1, 0
+    take_batch(address)
+    point = advance(address)
+    io = float32s(io_address, ANY)
+    observe_engine(world, engine, io, io, ENGINE_SCALE_SIZE)
+    return outcome(world, point)
 
 
-@kernel
-def _session_slot(a, r):  # type: ignore[no-untyped-def]
-    """Where the table remembers the session of request `r`; 0 without one."""
-    if a[H_SESSION_TABLE] == 0 or a[a[H_SESSION] + r] < 0:
-        return 0
-    return a[H_SESSION_TABLE] + 2 * a[a[H_SESSION] + r]
+@inner
+def _session(world, r):  # type: ignore[no-untyped-def]
+    """The session of request `r` that the router remembers, -1 without one."""
+    return np.int64(-1) if world.sessions == 0 else session_of(world, r).value
 
 
-@kernel
-def _write_request_vector(a, request, at):  # type: ignore[no-untyped-def]
-    r = a[H_PREQ]
-    q = a[H_REQ] + r * REQUEST_SIZE
-    meta, slot, now = a[q + F_META], _session_slot(a, r), a[H_NOW]
-    engine = a[slot] if slot else -1
+@inner
+def _write_request_vector(world, request, at):  # type: ignore[no-untyped-def]
+    r = world.point_request
+    row, session, now = request_of(world, r), _session(world, r), world.now_ns
+    engine = np.int64(-1) if session < 0 else session_place_of(world, session).engine
     request[at + _NOW] = now
-    request[at + _PROMPT] = a[q + F_PROMPT]
+    request[at + _PROMPT] = row.prompt_tokens
     request[at + _SESSION] = engine
-    request[at + _AGE] = now - a[slot + 1] if engine >= 0 else -1
-    request[at + _ATTEMPT] = ((meta >> ATTEMPT_SHIFT) & ATTEMPT_MASK) - 1
-    request[at + _CLASS] = meta & CLASS_MASK
-    request[at + _PRIORITY] = meta >> PRIORITY_SHIFT
+    request[at + _AGE] = now - session_place_of(world, session).at_ns if engine >= 0 else -1
+    request[at + _ATTEMPT] = row.attempts - 1
+    request[at + _CLASS] = row.slo_class
+    request[at + _PRIORITY] = detail_of(world, r).priority
     request[at + _EXPECTED] = -1
 
 
-@kernel
-def _write_observation(a, io, engines):  # type: ignore[no-untyped-def]
+@inner
+def _write_observation(world, io):  # type: ignore[no-untyped-def]
     """`write_router_features`, leaving the blocks of engines whose rows have not changed."""
+    engines, rows, request = world.num_engines, table_of_rows(world), request_vector_of(world)
     common = engines * ROUTER_ENGINE_SCALE_SIZE
-    at = common + ROUTER_COMMON_SCALE_SIZE + ROUTER_CLASS_SCALE_SIZE * a[H_SLO_CLASSES]
+    at = common + ROUTER_COMMON_SCALE_SIZE + ROUTER_CLASS_SCALE_SIZE * world.num_slo_classes
     blocks = at + NUM_REQUEST_FEATURES
-    write_request(a, a[H_REQUEST], io, common, io, at)
-    write_router_ages(a, a[H_ROWS], engines, a, a[H_REQUEST], io, blocks)
+    write_request(request, 0, io, common, io, at)
+    write_router_ages(rows, 0, engines, request, 0, io, blocks)
     for i in range(engines):
-        e = a[H_ENG] + i * a[H_STRIDE]
-        if a[e + T_DIRTY] != 0:
-            a[e + T_DIRTY] = 0
-            row, scale = a[H_ROWS] + i * ROW_SIZE, i * ROUTER_ENGINE_SCALE_SIZE
-            write_router_row(a, row, io, scale, common, io, blocks + i * NUM_ROUTER_FEATURES)
+        telemetry = telemetry_of(engine_of(world, i))
+        if telemetry.dirty:
+            telemetry.dirty = False
+            row, scale = i * ROW_SIZE, i * ROUTER_ENGINE_SCALE_SIZE
+            write_router_row(rows, row, io, scale, common, io, blocks + i * NUM_ROUTER_FEATURES)
 
 
-@kernel
-def send_request(a, engine):  # type: ignore[no-untyped-def]
+@inner
+def send_request(world, address, engine):  # type: ignore[no-untyped-def]
     """Hand the request of the ROUTE point to an engine that exists and is up."""
-    slot = _session_slot(a, a[H_PREQ])
-    if slot:
-        a[slot], a[slot + 1] = engine, a[H_NOW]
-    take_route(a, 0, engine)
+    session = _session(world, world.point_request)
+    if session >= 0:
+        place = session_place_of(world, session)
+        place.engine, place.at_ns = engine, world.now_ns
+    take_route(address, engine)
 
 
-@kernel
-def observe_request(a, io):  # type: ignore[no-untyped-def]
+@inner
+def observe_request(world, io):  # type: ignore[no-untyped-def]
     """Write what the router sees at a ROUTE point behind its scales in `io`."""
-    _write_request_vector(a, a, a[H_REQUEST])
-    refresh_rows(a, 0, a[H_E], a[H_NOW])
-    _write_observation(a, io, a[H_E])
+    _write_request_vector(world, request_vector_of(world), 0)
+    refresh_rows(world, world.now_ns)
+    _write_observation(world, io)
+
+
+@inner
+def play_route(address, io, engine):  # type: ignore[no-untyped-def]
+    """Route, go on to the next arrival, and observe."""
+    world = world_at(address)
+    send_request(world, address, engine)
+    point = advance(address)
+    if point == ROUTE:
+        observe_request(world, io)
+    return outcome(world, point)
 
 
 @kernel
-def step_router(a, io, engine):  # type: ignore[no-untyped-def]
-    """Route, go on to the next arrival, and observe."""
-    if not 0 <= engine < a[H_E]:
+def _step_router(address, io_address, engine):  # type: ignore[no-untyped-def]
+    if not 0 <= engine < world_at(address).num_engines:
         return np.int64(ILLEGAL), 0.0, 0.0
-    send_request(a, engine)
-    point = advance(a, 0)
-    if point == ROUTE:
-        observe_request(a, io)
-    return outcome(a, point)
+    return play_route(address, float32s(io_address, ANY), engine)
 
 
 class FusedStep(NamedTuple):
@@ -188,50 +190,51 @@ def joined(scale: Float32Array, size: int) -> Float32Array:
     return np.concatenate([scale, np.zeros(size, np.float32)])
 
 
-def usable_arena(simulator: Any) -> IntArray | None:
+def usable_memory(simulator: Any) -> Memory | None:
     """The memory that a compiled step works on; `None` where something must watch each step."""
-    arena: IntArray | None = getattr(simulator, "arena", None)
-    return None if arena is None or arena[H_CHECK] else arena
+    memory: Memory | None = getattr(simulator, "memory", None)
+    return None if memory is None or memory.world["check"] else memory
 
 
 def engine_stepper(simulator: Any, scale: Float32Array, size: int) -> FusedStep | None:
-    """`step(token_budget - 1, max_running - 1)` of one engine, or `None` without an arena.
+    """`step(token_budget - 1, max_running - 1)` of one engine, or `None` without a memory.
 
     An illegal argument changes nothing and gives the point `ILLEGAL`. The observation has
-    `size` numbers.
+    `size` numbers. The simulator must outlive the step.
     """
-    arena = usable_arena(simulator)
-    if arena is None:
+    memory = usable_memory(simulator)
+    if memory is None:
         return None
     io = joined(scale, size)
-    return FusedStep(partial(direct(_step_engine), arena, io), io, io[len(scale) :])
+    step = partial(direct(_step_engine), memory.address, io.ctypes.data)
+    return FusedStep(step, io, io[len(scale) :])
 
 
 def router_stepper(simulator: Any, scale: Float32Array, size: int) -> FusedStep | None:
-    """`step(engine)` of a cluster whose engines all follow rules, or `None` without an arena.
+    """`step(engine)` of a cluster whose engines all follow rules, or `None` without a memory.
 
     The engine must be up; one that does not exist gives the point `ILLEGAL`. The observation
     has `size` numbers and is left alone at the end of the episode.
     """
-    arena = usable_arena(simulator)
-    if arena is None:
+    memory = usable_memory(simulator)
+    if memory is None:
         return None
-    mark_dirty(arena)
+    mark_dirty(memory)
     io = joined(scale, size)
-    return FusedStep(partial(direct(step_router), arena, io), io, io[len(scale) :])
+    step = partial(direct(_step_router), memory.address, io.ctypes.data)
+    return FusedStep(step, io, io[len(scale) :])
 
 
-def mark_dirty(arena: IntArray) -> None:
+def mark_dirty(memory: Memory) -> None:
     """Have the block of every engine written anew with the next router observation."""
-    for i in range(int(arena[H_E])):
-        arena[arena[H_ENG] + i * arena[H_STRIDE] + T_DIRTY] = 1
+    memory.engines["telemetry"]["dirty"] = True
 
 
-def mark_seen(arena: IntArray, now_ns: int, met: int) -> None:
+def mark_seen(memory: Memory, now_ns: int, met: int) -> None:
     """The environment has reported everything up to `now_ns`, with `met` SLOs met."""
-    arena[H_SEEN_NOW], arena[H_SEEN_MET] = now_ns, met
+    memory.world["seen_now_ns"], memory.world["seen_met"] = now_ns, met
 
 
-def seen(arena: IntArray) -> tuple[int, int]:
+def seen(memory: Memory) -> tuple[int, int]:
     """What the last fused step that did not end the episode had reported: (now_ns, met)."""
-    return int(arena[H_SEEN_NOW]), int(arena[H_SEEN_MET])
+    return int(memory.world["seen_now_ns"]), int(memory.world["seen_met"])

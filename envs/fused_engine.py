@@ -22,38 +22,23 @@ from typing import Any
 import numpy as np
 
 from synergy_gym.actions import ORDERS, EngineGrid, deadlines_ns, late_after_ns
-from synergy_gym.envs.fused import ILLEGAL, FusedStep, joined, outcome, usable_arena
-from synergy_gym.features import ENGINE_SCALE_SIZE, write_engine_features
-from synergy_gym.jit import direct, hot, kernel
+from synergy_gym.envs.fused import (
+    ANY,
+    ILLEGAL,
+    FusedStep,
+    joined,
+    observe_engine,
+    outcome,
+    usable_memory,
+)
+from synergy_gym.features import ENGINE_SCALE_SIZE
+from synergy_gym.jit import direct, inner, kernel
 from synergy_gym.latency.terms import _mix_kernel
 from synergy_gym.observation import Float32Array
-from synergy_gym.sim.clock import advance, take_batch
-from synergy_gym.sim.exports import write_state
-from synergy_gym.sim.layout import (
-    CLASS_MASK,
-    E_HASH,
-    E_MAX_TOKENS,
-    E_PRIORITY,
-    E_RUNNING,
-    E_WAIT_HEAD,
-    E_WAIT_TAIL,
-    E_WAITING,
-    F_ARRIVAL,
-    F_CAL,
-    F_FIRST,
-    F_GEN,
-    F_META,
-    F_NEXT,
-    F_PREV,
-    F_PROMPT,
-    H_ENG,
-    H_NOW,
-    H_STATE,
-    P_BUDGET,
-    P_CAP,
-    P_CHUNK,
-)
-from synergy_gym.sim.lists import num_decodes, row
+from synergy_gym.sim.compiled.clock import advance, take_batch
+from synergy_gym.sim.compiled.decodes import num_decodes
+from synergy_gym.sim.compiled.reach import engine_of, plan_of, request_of, world_at
+from synergy_gym.sim.compiled.records import float32s, int64s
 from synergy_gym.sim.points import DONE
 from synergy_gym.types import SLO, EngineSpec, IntArray
 
@@ -96,167 +81,173 @@ def engine_control(
     return np.concatenate([head, late_after_ns(slos), deadlines_ns(slos), table])
 
 
-@hot
-def _is_late(a, q, c):  # type: ignore[no-untyped-def]
+@inner
+def _is_late(world, request, c):  # type: ignore[no-untyped-def]
     """1 for a request without a first token after its class's `late_after_ns`."""
-    waited = a[H_NOW] - a[q + F_ARRIVAL]
-    late = waited > c[C_LATE + (a[q + F_META] & CLASS_MASK)] and a[q + F_FIRST] < 0
+    waited = world.now_ns - request.arrival_ns
+    late = waited > c[C_LATE + request.slo_class] and request.first_token_ns < 0
     return np.int64(1) if late else np.int64(0)
 
 
-@kernel
-def _key(a, q, c, rule):  # type: ignore[no-untyped-def]
-    """What a rule sorts the waiting request at row `q` by."""
+@inner
+def _key(world, r, c, rule):  # type: ignore[no-untyped-def]
+    """What a rule sorts a waiting request by."""
+    request = request_of(world, r)
     if rule == SHORTEST:
-        return a[q + F_PROMPT]
+        return request.prompt_tokens
     if rule == DEADLINE:
-        objective = c[C_LATE + c[C_CLASSES] + (a[q + F_META] & CLASS_MASK)]
-        return objective - (a[H_NOW] - a[q + F_ARRIVAL])
+        objective = c[C_LATE + c[C_CLASSES] + request.slo_class]
+        return objective - (world.now_ns - request.arrival_ns)
     if rule == LATE_LAST:
-        return _is_late(a, q, c)
-    return _is_late(a, q, c) * _BEHIND + a[q + F_PROMPT] + a[q + F_GEN]
+        return _is_late(world, request, c)
+    known = request.prompt_tokens + request.generated_tokens
+    return _is_late(world, request, c) * _BEHIND + known
 
 
-@kernel
-def _number(a, e, c, rule):  # type: ignore[no-untyped-def]
-    """Note every request's place in the queue; (number of sorted runs, key of the last)."""
-    r, i = a[e + E_WAIT_HEAD], 0
+@inner
+def _number(world, engine, c, rule):  # type: ignore[no-untyped-def]
+    """Note every request's place in the queue; (number of sorted runs, key of the last).
+
+    The place stands in `token_cap`, which nobody needs before the next decision.
+    """
+    r, i = engine.first_waiting, 0
     runs, last = 1, np.int64(-(1 << 62))
     while r >= 0:
-        q = row(a, 0, r)
-        a[q + F_CAL] = i
-        key = _key(a, q, c, rule)
+        request = request_of(world, r)
+        request.token_cap = i
+        key = _key(world, r, c, rule)
         runs += key < last
         last = key
-        r = a[q + F_NEXT]
+        r = request.next
         i += 1
     return runs, last
 
 
-@kernel
-def _after_run(a, r, key, c, rule):  # type: ignore[no-untyped-def]
+@inner
+def _after_run(world, r, key, c, rule):  # type: ignore[no-untyped-def]
     """The first request behind the sorted run that begins with request `r`, -1 at the end."""
     while True:
-        r = a[row(a, 0, r) + F_NEXT]
+        r = request_of(world, r).next
         if r < 0:
             return r
-        following = _key(a, row(a, 0, r), c, rule)
+        following = _key(world, r, c, rule)
         if following < key:
             return r
         key = following
 
 
-@kernel
-def _merge_runs(a, head, c, rule):  # type: ignore[no-untyped-def]
+@inner
+def _merge_runs(world, head, c, rule):  # type: ignore[no-untyped-def]
     """Merge every sorted run with the one behind it; (new head, how many runs are left)."""
     new_head, tail, left, runs = np.int64(-1), np.int64(-1), head, 0
     while left >= 0:
         runs += 1
-        key = _key(a, row(a, 0, left), c, rule)
-        middle = _after_run(a, left, key, c, rule)
+        key = _key(world, left, c, rule)
+        middle = _after_run(world, left, key, c, rule)
         right, in_left, in_right = middle, True, middle >= 0
-        right_key = _key(a, row(a, 0, right), c, rule) if in_right else np.int64(0)
+        right_key = _key(world, right, c, rule) if in_right else np.int64(0)
         while in_left or in_right:
             if in_left and (not in_right or key <= right_key):
-                taken, left = left, a[row(a, 0, left) + F_NEXT]
+                taken, left = left, request_of(world, left).next
                 in_left = left != middle
                 if in_left:
-                    key = _key(a, row(a, 0, left), c, rule)
+                    key = _key(world, left, c, rule)
             else:
-                taken, right = right, a[row(a, 0, right) + F_NEXT]
+                taken, right = right, request_of(world, right).next
                 in_right = right >= 0
                 if in_right:
-                    before, right_key = right_key, _key(a, row(a, 0, right), c, rule)
+                    before, right_key = right_key, _key(world, right, c, rule)
                     in_right = right_key >= before
             if tail < 0:
                 new_head = taken
             else:
-                a[row(a, 0, tail) + F_NEXT] = taken
+                request_of(world, tail).next = taken
             tail = taken
         left = right
-    a[row(a, 0, tail) + F_NEXT] = -1
+    request_of(world, tail).next = -1
     return new_head, runs
 
 
-@kernel
-def _chain_order(a, e):  # type: ignore[no-untyped-def]
+@inner
+def _chain_order(world, engine):  # type: ignore[no-untyped-def]
     """Link backwards, and chain the permutation as `Simulator.batch` does."""
-    value = _mix_kernel(np.uint64(a[e + E_HASH]))  # no running order
-    value = _mix_kernel(value ^ np.uint64(a[e + E_WAITING] + 1))
-    before, r = np.int64(-1), a[e + E_WAIT_HEAD]
+    value = _mix_kernel(np.uint64(engine.decision_hash))  # no running order
+    value = _mix_kernel(value ^ np.uint64(engine.waiting + 1))
+    before, r = np.int64(-1), engine.first_waiting
     while r >= 0:
-        q = row(a, 0, r)
-        value = _mix_kernel(value ^ np.uint64(a[q + F_CAL]))
-        a[q + F_CAL] = -1
-        a[q + F_PREV] = before
+        request = request_of(world, r)
+        value = _mix_kernel(value ^ np.uint64(request.token_cap))
+        request.token_cap = -1
+        request.previous = before
         before = r
-        r = a[q + F_NEXT]
-    a[e + E_WAIT_TAIL] = before
-    a[e + E_HASH] = np.int64(_mix_kernel(value))  # no caps of single requests
+        r = request.next
+    engine.last_waiting = before
+    engine.decision_hash = np.int64(_mix_kernel(value))  # no caps of single requests
 
 
-@kernel
-def sort_waiting(a, e, c, rule):  # type: ignore[no-untyped-def]
+@inner
+def sort_waiting(world, engine, c, rule):  # type: ignore[no-untyped-def]
     """Bring the waiting queue into the order of a rule (natural merge sort of the list, stable).
 
     A queue that was sorted before the last iteration has few runs: only who has come or become
     late since is out of place.
     """
-    if rule == QUEUE or a[e + E_WAITING] < 2 or a[e + E_PRIORITY] != 0:
+    if rule == QUEUE or engine.waiting < 2 or engine.priority:
         return
-    runs, last = _number(a, e, c, rule)
+    runs, last = _number(world, engine, c, rule)
     if rule == LATE_LAST and runs == 1 and last == 0:
         return  # nobody is late
-    head = a[e + E_WAIT_HEAD]
+    head = engine.first_waiting
     while runs > 1:
-        head, runs = _merge_runs(a, head, c, rule)
-    a[e + E_WAIT_HEAD] = head
-    _chain_order(a, e)
+        head, runs = _merge_runs(world, head, c, rule)
+    engine.first_waiting = head
+    _chain_order(world, engine)
 
 
-@kernel
-def _held(a, e, c, most):  # type: ignore[no-untyped-def]
+@inner
+def _held(world, engine, c, most):  # type: ignore[no-untyped-def]
     """The cap that admits no late request."""
-    if a[e + E_WAITING] == 0:
+    if engine.waiting == 0:
         return most
-    allowed, r = a[e + E_RUNNING], a[e + E_WAIT_HEAD]
+    allowed, r = engine.running, engine.first_waiting
     while r >= 0 and allowed < most:
-        q = row(a, 0, r)
-        allowed += 1 - _is_late(a, q, c)
-        r = a[q + F_NEXT]
+        request = request_of(world, r)
+        allowed += 1 - _is_late(world, request, c)
+        r = request.next
     return max(min(most, allowed), 1)
 
 
-@kernel
-def _choose_cell(a, e, c, actions, at):  # type: ignore[no-untyped-def]
-    cell = np.int64(0)
+@inner
+def _choose_cell(world, engine, c, actions, at):  # type: ignore[no-untyped-def]
+    cell, plan = np.int64(0), plan_of(engine)
     for axis in range(c[C_AXES]):
         cell = cell * c[C_SIZES + axis] + actions[at + axis]
     t = C_LATE + 2 * c[C_CLASSES] + 5 * cell
     budget, most = c[t], c[t + 1]
     if c[C_COVER] != 0:
-        budget += num_decodes(a, 0, e)
+        budget += num_decodes(world, engine)
     if c[t + 4] != 0:
-        most = _held(a, e, c, most)
-    sort_waiting(a, e, c, c[t + 3])
-    a[e + P_BUDGET] = min(max(budget, 1), a[e + E_MAX_TOKENS])
-    a[e + P_CAP], a[e + P_CHUNK] = most, c[t + 2]
+        most = _held(world, engine, c, most)
+    sort_waiting(world, engine, c, c[t + 3])
+    plan.token_budget = min(max(budget, 1), engine.max_num_batched_tokens)
+    plan.max_running, plan.prefill_chunk = most, c[t + 2]
 
 
-@kernel
-def choose(a, e, c, actions, at):  # type: ignore[no-untyped-def]
-    """Enter what the action at `actions[at:]` means now on the engine at `e`; it must be legal."""
-    form = c[C_FORM]
+@inner
+def choose(world, engine, c, actions, at):  # type: ignore[no-untyped-def]
+    """Enter what the action at `actions[at:]` means now on an engine; it must be legal."""
+    form, plan = c[C_FORM], plan_of(engine)
     if form == FORM_GRID:
-        _choose_cell(a, e, c, actions, at)
+        _choose_cell(world, engine, c, actions, at)
         return
-    a[e + P_BUDGET], a[e + P_CAP], a[e + P_CHUNK] = actions[at] + 1, actions[at + 1] + 1, 0
+    plan.token_budget, plan.max_running = actions[at] + 1, actions[at + 1] + 1
+    plan.prefill_chunk = 0
     if form == FORM_FULL:
-        a[e + P_CHUNK] = actions[at + 2]
-        sort_waiting(a, e, c, actions[at + 3])
+        plan.prefill_chunk = actions[at + 2]
+        sort_waiting(world, engine, c, actions[at + 3])
 
 
-@hot
+@inner
 def is_legal(c, actions, at):  # type: ignore[no-untyped-def]
     """Whether every number of the action lies inside its dimension."""
     legal = True
@@ -265,45 +256,47 @@ def is_legal(c, actions, at):  # type: ignore[no-untyped-def]
     return legal
 
 
-@kernel
-def play_action(a, io, c, actions, at):  # type: ignore[no-untyped-def]
+@inner
+def play_action(address, io, c, actions, at):  # type: ignore[no-untyped-def]
     """Take a legal action in every iteration that its interval covers, and observe.
 
     Returns (kind of the next point, iterations).
     """
-    begin, iterations = a[H_NOW], 0
+    world = world_at(address)
+    engine = engine_of(world, 0)
+    begin, iterations = world.now_ns, 0
     while True:
-        choose(a, a[H_ENG], c, actions, at)
-        take_batch(a, 0, a[H_ENG])
-        point = advance(a, 0)
+        choose(world, engine, c, actions, at)
+        take_batch(address)
+        point = advance(address)
         iterations += 1
-        if point == DONE or a[H_NOW] - begin >= c[C_INTERVAL]:
+        if point == DONE or world.now_ns - begin >= c[C_INTERVAL]:
             break
-    write_state(a, 0, a[H_ENG], a, a[H_STATE])
-    write_engine_features(a, a[H_STATE], io, io, ENGINE_SCALE_SIZE)
-    return np.int64(point), np.int64(iterations)
+    observe_engine(world, engine, io, io, ENGINE_SCALE_SIZE)
+    return point, iterations
 
 
 @kernel
-def _step_controlled(a, io, c, actions):  # type: ignore[no-untyped-def]
+def _step_controlled(address, io_address, control, actions):  # type: ignore[no-untyped-def]
+    c = int64s(control, ANY)
     if not is_legal(c, actions, 0):
         return np.int64(ILLEGAL), 0.0, 0.0, np.int64(0)
-    point, iterations = play_action(a, io, c, actions, 0)
-    _, dt_s, reward = outcome(a, point)
-    return point, dt_s, reward, iterations
+    point, iterations = play_action(address, float32s(io_address, ANY), c, actions, 0)
+    _, dt_s, reward = outcome(world_at(address), point)
+    return point, dt_s, reward, np.int64(iterations)
 
 
 def controlled_stepper(
     simulator: Any, scale: Float32Array, size: int, control: IntArray
 ) -> FusedStep | None:
-    """`step(action)` of one engine, int64 and contiguous, or `None` without an arena.
+    """`step(action)` of one engine, int64 and contiguous, or `None` without a memory.
 
     Its outcome has the number of iterations at its end. An illegal action changes nothing and
-    gives the point `ILLEGAL`.
+    gives the point `ILLEGAL`. Simulator and control vector must outlive the step.
     """
-    arena = usable_arena(simulator)
-    if arena is None:
+    memory = usable_memory(simulator)
+    if memory is None:
         return None
     io = joined(scale, size)
-    step = partial(direct(_step_controlled), arena, io, control)
-    return FusedStep(step, io, io[len(scale) :])
+    arguments = memory.address, io.ctypes.data, control.ctypes.data
+    return FusedStep(partial(direct(_step_controlled), *arguments), io, io[len(scale) :])

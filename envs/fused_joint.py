@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from synergy_gym.envs.fused import (
+    ANY,
     FusedStep,
     mark_dirty,
+    observe_engine,
     observe_request,
     outcome,
     send_request,
-    usable_arena,
+    usable_memory,
 )
 from synergy_gym.envs.fused_engine import choose
 from synergy_gym.features import (
@@ -32,13 +34,13 @@ from synergy_gym.features import (
     ROUTER_CLASS_SCALE_SIZE,
     ROUTER_COMMON_SCALE_SIZE,
     ROUTER_ENGINE_SCALE_SIZE,
-    write_engine_features,
 )
-from synergy_gym.jit import direct, hot, kernel
+from synergy_gym.jit import direct, inner, kernel
 from synergy_gym.observation import Float32Array
-from synergy_gym.sim.clock import advance, take_batch
-from synergy_gym.sim.exports import write_state
-from synergy_gym.sim.layout import H_E, H_ENG, H_NOW, H_PENG, H_SLO_CLASSES, H_STATE, H_STRIDE
+from synergy_gym.sim.compiled.clock import advance, take_batch
+from synergy_gym.sim.compiled.reach import engine_of, world_at
+from synergy_gym.sim.compiled.records import float32s
+from synergy_gym.sim.memory import Memory
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.types import IntArray
 
@@ -50,87 +52,89 @@ HELD_UNTIL, HELD_ACTION = 0, 1
 """Columns of the held decisions: the instant (ns) until which an engine's holds, and its action."""
 
 
-@hot
-def _router_at(a):  # type: ignore[no-untyped-def]
+@inner
+def _router_at(world):  # type: ignore[no-untyped-def]
     """Where the router's own observation starts in `io`."""
-    per_engine = a[H_E] * ROUTER_ENGINE_SCALE_SIZE
-    return per_engine + ROUTER_COMMON_SCALE_SIZE + ROUTER_CLASS_SCALE_SIZE * a[H_SLO_CLASSES]
+    per_engine = world.num_engines * ROUTER_ENGINE_SCALE_SIZE
+    return per_engine + ROUTER_COMMON_SCALE_SIZE + ROUTER_CLASS_SCALE_SIZE * world.num_slo_classes
 
 
-@kernel
-def _observe(a, io, point):  # type: ignore[no-untyped-def]
+@inner
+def _observe(world, io, point):  # type: ignore[no-untyped-def]
     """Write the joint observation of a decision point."""
-    router, size = _router_at(a), NUM_REQUEST_FEATURES + NUM_ROUTER_FEATURES * a[H_E]
+    router = _router_at(world)
+    size = NUM_REQUEST_FEATURES + NUM_ROUTER_FEATURES * world.num_engines
     scales = router + size
-    flag = scales + a[H_E] * ENGINE_SCALE_SIZE
+    flag = scales + world.num_engines * ENGINE_SCALE_SIZE
     part = flag + 1 + size
     if point == ROUTE:
-        observe_request(a, io)
+        observe_request(world, io)
         io[flag] = 0.0
         for k in range(size):
             io[flag + 1 + k] = io[router + k]
         for k in range(NUM_ENGINE_FEATURES):
             io[part + k] = 0.0
         return
-    e = a[H_ENG] + a[H_PENG] * a[H_STRIDE]
     if io[flag] == 0.0:
         io[flag] = 1.0
         for k in range(size):
             io[flag + 1 + k] = 0.0
-    write_state(a, 0, e, a, a[H_STATE])
-    scale = io[scales + a[H_PENG] * ENGINE_SCALE_SIZE :]  # a view costs nothing without NRT
-    write_engine_features(a, a[H_STATE], scale, io, part)
+    i = world.point_engine
+    scale = io[scales + i * ENGINE_SCALE_SIZE :]  # a view costs nothing without NRT
+    observe_engine(world, engine_of(world, i), scale, io, part)
 
 
-@kernel
-def _plan(a, controls, held):  # type: ignore[no-untyped-def]
+@inner
+def _plan(address, controls, held):  # type: ignore[no-untyped-def]
     """Plan the iteration of a BATCH point by the decision that the engine holds."""
-    i = a[H_PENG]
-    e = a[H_ENG] + i * a[H_STRIDE]
-    choose(a, e, controls[i], held[i], HELD_ACTION)
-    take_batch(a, 0, e)
+    world = world_at(address)
+    i = world.point_engine
+    choose(world, engine_of(world, i), controls[i], held[i], HELD_ACTION)
+    take_batch(address)
 
 
-@kernel
-def _go_on(a, io, controls, held, iterations):  # type: ignore[no-untyped-def]
+@inner
+def _go_on(address, io, controls, held, iterations):  # type: ignore[no-untyped-def]
     """Repeat held decisions up to the next point where the agent decides, and observe it."""
-    point = advance(a, 0)
-    while point == BATCH and a[H_NOW] < held[a[H_PENG], HELD_UNTIL]:
-        _plan(a, controls, held)
+    world = world_at(address)
+    point = advance(address)
+    while point == BATCH and world.now_ns < held[world.point_engine, HELD_UNTIL]:
+        _plan(address, controls, held)
         iterations += 1
-        point = advance(a, 0)
+        point = advance(address)
     if point != DONE:
-        _observe(a, io, point)
-    _, dt_s, reward = outcome(a, point)
-    return np.int64(point), a[H_PENG], dt_s, reward, np.int64(iterations)
+        _observe(world, io, point)
+    _, dt_s, reward = outcome(world, point)
+    return np.int64(point), world.point_engine, dt_s, reward, np.int64(iterations)
 
 
 @kernel
-def _route(a, io, controls, held, engine):  # type: ignore[no-untyped-def]
-    send_request(a, engine)
-    return _go_on(a, io, controls, held, 0)
+def _route(address, io, controls, held, engine):  # type: ignore[no-untyped-def]
+    send_request(world_at(address), address, engine)
+    return _go_on(address, float32s(io, ANY), controls, held, 0)
 
 
 @kernel
-def _batch(a, io, controls, held):  # type: ignore[no-untyped-def]
-    _plan(a, controls, held)
-    return _go_on(a, io, controls, held, 1)
+def _batch(address, io, controls, held):  # type: ignore[no-untyped-def]
+    _plan(address, controls, held)
+    return _go_on(address, float32s(io, ANY), controls, held, 1)
 
 
 class JointStep:
     """The two kinds of step of an episode, on the arrays of `joint_stepper`.
 
     Args:
-        arena: the simulator's memory.
+        memory: of the simulator.
         io: scales and observations.
         controls: what the actions of each engine mean (`engine_control`), a row each.
         held: what each engine has decided: the table of `HeldDecisions`.
     """
 
     def __init__(
-        self, arena: IntArray, io: Float32Array, controls: IntArray, held: IntArray
+        self, memory: Memory, io: Float32Array, controls: IntArray, held: IntArray
     ) -> None:
-        self._arrays = arena, io, controls, held
+        self._kept = memory, io  # the arguments are their addresses
+        self._arrays = memory.address, io.ctypes.data, controls, held
         self._route, self._batch = direct(_route), direct(_batch)
 
     def route(self, engine: int) -> JointOutcome:
@@ -149,18 +153,18 @@ def joint_stepper(
     controls: IntArray,
     held: IntArray,
 ) -> tuple[JointStep, FusedStep] | None:
-    """Compiled steps of a cluster whose every decision the agent takes; `None` without an arena.
+    """Compiled steps of a cluster whose every decision the agent takes; `None` without a memory.
 
     Returns the steps, and the arrays that they work on as the environments hold them. At the end
     of the episode the observation is left alone.
     """
-    arena = usable_arena(simulator)
-    if arena is None:
+    memory = usable_memory(simulator)
+    if memory is None:
         return None
-    mark_dirty(arena)
+    mark_dirty(memory)
     router = NUM_REQUEST_FEATURES + NUM_ROUTER_FEATURES * len(engine_scales)
     joint = np.zeros(1 + router + NUM_ENGINE_FEATURES, np.float32)
     io = np.concatenate([router_scale, np.zeros(router, np.float32), *engine_scales, joint])
-    step = JointStep(arena, io, controls, held)
+    step = JointStep(memory, io, controls, held)
     entry: Any = step.route
     return step, FusedStep(entry, io, io[-len(joint) :])

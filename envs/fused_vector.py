@@ -1,34 +1,23 @@
-"""One compiled call steps many simulators: arenas are reached by their addresses.
+"""One compiled call steps many simulators: their memories are reached by address.
 
-Each sub-environment has a row in a table (int64): where its arena, its scales with the last
-observation, and its control vector lie, how long they are, and who steps it. The arrays
+Each sub-environment has a row in a table (int64): where its memory, its scales with the last
+observation, and its control vector lie, and who steps it. The arrays
 themselves stay with their simulators, which must outlive the table's row.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from numba import types
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
-
-from synergy_gym.envs.fused import outcome, step_router
+from synergy_gym.envs.fused import ANY, outcome, play_route
 from synergy_gym.envs.fused_engine import is_legal, play_action
-from synergy_gym.jit import hot, kernel
+from synergy_gym.jit import inner, kernel
 from synergy_gym.observation import Float32Array
+from synergy_gym.sim.compiled.reach import world_at
+from synergy_gym.sim.compiled.records import float32s, int64s
+from synergy_gym.sim.memory import Memory
 from synergy_gym.sim.points import DONE
 from synergy_gym.types import IntArray
 
-(
-    V_WHO,
-    V_ARENA,
-    V_ARENA_SIZE,
-    V_IO,
-    V_IO_SIZE,
-    V_CONTROL,
-    V_CONTROL_SIZE,
-) = range(7)
+V_WHO, V_MEMORY, V_IO, V_IO_SIZE, V_CONTROL = range(5)
 VECTOR_ROW = 8
 """Numbers per sub-environment."""
 
@@ -45,50 +34,21 @@ def write_row(
     i: int,
     who: int,
     control: IntArray | None = None,
-    arena: IntArray | None = None,
+    memory: Memory | None = None,
     io: Float32Array | None = None,
 ) -> None:
     """Enter who steps sub-environment `i`, and where its arrays lie."""
     table[i] = 0
     table[i, V_WHO] = who
-    places = ((V_CONTROL, control), (V_ARENA, arena), (V_IO, io))
-    for at, array in places:
-        if array is not None:
-            table[i, at], table[i, at + 1] = array.ctypes.data, array.size
+    if control is not None:
+        table[i, V_CONTROL] = control.ctypes.data
+    if memory is not None:
+        table[i, V_MEMORY] = memory.address
+    if io is not None:
+        table[i, V_IO], table[i, V_IO_SIZE] = io.ctypes.data, io.size
 
 
-def _array_of(kind: Any) -> Any:
-    """A compiler intrinsic: the contiguous array at an address, without an owner."""
-
-    @intrinsic
-    def array(typing_context, address, size):  # type: ignore[no-untyped-def]
-        del typing_context, address, size
-        result = types.Array(kind, 1, "C")
-
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            made = make_array(signature.return_type)(context, builder)
-            pointer = context.get_data_type(kind).as_pointer()
-            item = context.get_constant(types.intp, kind.bitwidth // 8)
-            populate_array(
-                made,
-                data=builder.inttoptr(arguments[0], pointer),
-                shape=[arguments[1]],
-                strides=[item],
-                itemsize=item,
-                meminfo=None,
-            )
-            return made._getvalue()
-
-        return result(types.int64, types.int64), generate
-
-    return array
-
-
-_int64s = _array_of(types.int64)
-_float32s = _array_of(types.float32)
-
-
-@hot
+@inner
 def _show(io, observations, i):  # type: ignore[no-untyped-def]
     size = observations.shape[1]
     begin = len(io) - size
@@ -118,7 +78,7 @@ def step_engines(  # type: ignore[no-untyped-def]
     width, flat = actions.shape[1], actions.reshape(actions.size)
     for i in range(len(rewards)):
         t = i * VECTOR_ROW
-        c = _int64s(table[t + V_CONTROL], table[t + V_CONTROL_SIZE])
+        c = int64s(table[t + V_CONTROL], ANY)
         if table[t + V_WHO] != WHO_NOBODY and not is_legal(c, flat, i * width):
             return -1 - i
     done = 0
@@ -127,11 +87,10 @@ def step_engines(  # type: ignore[no-untyped-def]
         rewards[i], dt_s[i], ended[i] = 0.0, 0.0, False
         if table[t + V_WHO] != WHO_KERNEL:
             continue
-        a = _int64s(table[t + V_ARENA], table[t + V_ARENA_SIZE])
-        io = _float32s(table[t + V_IO], table[t + V_IO_SIZE])
-        c = _int64s(table[t + V_CONTROL], table[t + V_CONTROL_SIZE])
-        point, count = play_action(a, io, c, flat, i * width)
-        _, dt_s[i], rewards[i] = outcome(a, point)
+        io = float32s(table[t + V_IO], table[t + V_IO_SIZE])
+        c = int64s(table[t + V_CONTROL], ANY)
+        point, count = play_action(table[t + V_MEMORY], io, c, flat, i * width)
+        _, dt_s[i], rewards[i] = outcome(world_at(table[t + V_MEMORY]), point)
         _show(io, observations, i)
         ended[i] = point == DONE
         done += point == DONE
@@ -156,9 +115,8 @@ def step_routers(table, actions, observations, rewards, dt_s, ended, engines):  
         rewards[i], dt_s[i], ended[i] = 0.0, 0.0, False
         if table[t + V_WHO] != WHO_KERNEL:
             continue
-        a = _int64s(table[t + V_ARENA], table[t + V_ARENA_SIZE])
-        io = _float32s(table[t + V_IO], table[t + V_IO_SIZE])
-        point, dt_s[i], rewards[i] = step_router(a, io, actions[i])
+        io = float32s(table[t + V_IO], table[t + V_IO_SIZE])
+        point, dt_s[i], rewards[i] = play_route(table[t + V_MEMORY], io, actions[i])
         _show(io, observations, i)
         ended[i] = point == DONE
         done += point == DONE

@@ -50,6 +50,8 @@ class EngineBatchingVectorEnv(ServingVectorEnv):
     `render_mode="human"` or `SYNERGY_GYM_CHECK=1` sub-environments are stepped one by one.
     """  # noqa: E501
 
+    kernel = staticmethod(step_engines)
+
     def __init__(
         self,
         num_envs: int = 1,
@@ -59,7 +61,7 @@ class EngineBatchingVectorEnv(ServingVectorEnv):
         **arguments: Any,
     ) -> None:
         maker = _Maker(EngineBatchingEnv, num_envs, worlds, arguments)
-        super().__init__(maker, num_envs, autoreset_mode, step_engines)
+        super().__init__(maker, num_envs, autoreset_mode)
         first: Any = self._core(0)
         self._counted = first.decision_interval_s is not None
 
@@ -106,6 +108,8 @@ class ClusterRoutingVectorEnv(ServingVectorEnv):
     `SYNERGY_GYM_CHECK=1` sub-environments are stepped one by one.
     """  # noqa: E501
 
+    kernel = staticmethod(step_routers)
+
     def __init__(
         self,
         num_envs: int = 1,
@@ -115,7 +119,7 @@ class ClusterRoutingVectorEnv(ServingVectorEnv):
         **arguments: Any,
     ) -> None:
         maker = _Maker(ClusterRoutingEnv, num_envs, worlds, arguments)
-        super().__init__(maker, num_envs, autoreset_mode, step_routers)
+        super().__init__(maker, num_envs, autoreset_mode)
         self._engines = int(self.single_action_space.n)  # type: ignore[attr-defined]
 
     def _control(self, i: int) -> IntArray:

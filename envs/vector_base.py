@@ -72,7 +72,6 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         build: makes sub-environment i.
         num_envs: how many.
         autoreset_mode: `AutoresetMode` or its value.
-        kernel: the compiled call, of `fused_vector`.
 
     Attributes:
         envs: the sub-environments, as `build` made them. Look at them, but reset and step them
@@ -82,12 +81,14 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         ValueError: no sub-environment, an unknown mode, or spaces that differ.
     """
 
+    kernel: Callable[..., int]
+    """The compiled call, of `fused_vector`."""
+
     def __init__(
         self,
         build: Callable[[int], gym.Env[Any, Any]],
         num_envs: int,
         autoreset_mode: str | AutoresetMode,
-        kernel: Callable[..., int],
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be at least 1")
@@ -114,7 +115,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         self._no_iterations: IntArray = np.zeros(0, np.int64)
         self._all_compiled = False
         self._begun = False
-        self._kernel = kernel
+        self._kernel = self.kernel
         self._is_direct = False
 
     def _check_spaces(self) -> None:
@@ -166,7 +167,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         who = WHO_PYTHON
         arrays: tuple[Any, ...] = (self._control(i),)
         if core.is_compiled:
-            who, arrays = WHO_KERNEL, (*arrays, core.arena, core.io)
+            who, arrays = WHO_KERNEL, (*arrays, core.memory, core.io)
         write_row(self._table, i, who, *arrays)
         self._kept[i] = arrays  # the table knows only addresses
         self._all_compiled = bool((self._table[:, 0] == WHO_KERNEL).all())
@@ -341,6 +342,21 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
             assert io is not None
             self._shown[i] = io[len(io) - self._size :]  # compiled steps leave it there
         return self.observed(self._shown.copy())
+
+    # -- copies -------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy.deepcopy` and pickle, at any moment: a copy steps simulators of its own."""
+        # The direct entry of the kernel is this process's, and the rows are addresses.
+        called = {"_kernel": None, "_is_direct": False, "_rows": None}
+        return {**self.__dict__, **called, "_kept": [()] * self.num_envs}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._kernel = self.kernel
+        self._rows = self._table.reshape(-1)
+        for i in np.flatnonzero(self._table[:, 0] != WHO_NOBODY).tolist():
+            self._enter(i)
 
     # -- the rest of the interface -----------------------------------------------------
 

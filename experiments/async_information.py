@@ -32,7 +32,7 @@ from async_simulator import EXACT, VLLM, AsyncSimulator, Information
 from synergy_gym.evaluation.plots import COLOURS
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.scenario import load_scenario
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import EngineStateField, EngineView, IntArray
 
 KINDS: Mapping[str, Information] = MappingProxyType(

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from synergy_gym.sim import layout as L
-from synergy_gym.sim.cluster import BATCH, Simulator
+from synergy_gym.sim.compiled import layout as L
 from synergy_gym.sim.decisions import check_decision
-from synergy_gym.sim.reference_server import engine_state
+from synergy_gym.sim.plain.server import engine_state
+from synergy_gym.sim.simulator import BATCH, Simulator
 from synergy_gym.types import (
     BatchDecision,
     EngineStateField,
@@ -195,19 +195,19 @@ class AsyncSimulator(Simulator):
         self.empty_steps += 1
         orders = decision.running_order, decision.waiting_order
         if any(order is not None for order in orders):
-            self._apply_lists(self._base(engine), BatchDecision(1, None, 0, *orders))
+            self._apply_lists(engine, BatchDecision(1, None, 0, *orders))
 
     def _sight(self, engine: int) -> Sight:
-        e, view = self._base(engine), super().engine_view(engine)
-        return Sight(view, self._queue(e, running=True)[0], self._queue(e, running=False)[0])
+        running, waiting = (self._queue(engine, running=which)[0] for which in (True, False))
+        return Sight(super().engine_view(engine), running, waiting)
 
     def _planned(self, engine: int) -> Sight:
         """The engine with the tokens counted that the step in flight will have computed."""
-        sight, a = self._sight(engine), self._a
+        sight = self._sight(engine)
         view, running, waiting = sight.view, sight.view.running, sight.view.waiting
-        states = a[a[L.H_REQ] + sight.running * L.REQUEST_SIZE + L.F_STATE]
+        requests = self.memory.requests[sight.running]
         # A chunk counts as computed when it is planned, a decode's token when the step ends.
-        decoded = (states & (L.STATE_MASK | L.SKIPPED)) == L.DECODE
+        decoded = (requests["state"] == L.DECODE) & ~requests["skipped"]
         computed = running.computed_tokens + decoded
         emits = computed == running.prompt_tokens + running.generated_tokens
         generated = running.generated_tokens + emits
@@ -222,8 +222,8 @@ class AsyncSimulator(Simulator):
         if sight is None:
             return  # the engine was idle: vLLM knew of every free block
         freed = before.view.kv_free_blocks - sight.view.kv_free_blocks
-        e = self._base(engine)
-        short = self._a[e + L.E_FREE] < freed or self._a[e + L.P_PREEMPTED] > 0
+        record = self.memory.engines[engine]
+        short = record["pool"]["free"] < freed or record["plan"]["preempted"] > 0
         self.tight_steps += int(freed > 0 and short)
 
 

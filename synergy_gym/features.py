@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synergy_gym.jit import kernel
+from synergy_gym.jit import inner, kernel
 from synergy_gym.observation import Float32Array, Group, ObservationLayout, Slot
 from synergy_gym.types import (
     NS_PER_S,
@@ -218,12 +218,12 @@ def _objective(value_s: float | None, scale_s: float) -> float:
     return 1.0 if value_s is None else value_s / (value_s + scale_s)
 
 
-@kernel
+@inner
 def _sat(x, c):  # type: ignore[no-untyped-def]
     return x / (x + c)
 
 
-@kernel
+@inner
 def _share(x, c):  # type: ignore[no-untyped-def]
     return min(x / c, 1.0)
 
@@ -279,7 +279,7 @@ _CLASS, _PRIORITY = int(_R.SLO_CLASS), int(_R.PRIORITY)
 _EXPECTED = int(_R.EXPECTED_OUTPUT_MILLITOKENS)
 
 
-@kernel
+@inner
 def write_request(request, qo, scale, so, out, oo):  # type: ignore[no-untyped-def]
     """Write the `NUM_REQUEST_FEATURES` numbers of a request; `so` is where common scales start."""
     priority = request[qo + _PRIORITY]
@@ -297,7 +297,7 @@ def write_request(request, qo, scale, so, out, oo):  # type: ignore[no-untyped-d
     out[oo + 9] = scale[classes + 2]
 
 
-@kernel
+@inner
 def write_router_row(rows, r, scale, so, co, out, oo):  # type: ignore[no-untyped-def]
     """Write what changes only with an engine's row: all of its block but ages and session.
 
@@ -324,7 +324,7 @@ def write_router_row(rows, r, scale, so, co, out, oo):  # type: ignore[no-untype
     out[oo + 20] = _sat(rows[r + 20], seqs)
 
 
-@kernel
+@inner
 def write_router_ages(rows, ro, engines, request, qo, out, oo):  # type: ignore[no-untyped-def]
     """Write what changes with every request: ages and the session flag of each block.
 

@@ -22,9 +22,9 @@ from synergy_gym.latency.published import published_model
 from synergy_gym.latency.saturation_terms import SaturationTerms
 from synergy_gym.latency.table_terms import TableTerms, table_terms
 from synergy_gym.latency.terms import StepTerms
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
-from synergy_gym.sim.reference import ReferenceSimulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import (
     ADVERT_TERMS,
     SLO,

@@ -34,8 +34,9 @@ def source_hash(root: Path) -> str:
 @pytest.mark.parametrize(
     "source",
     [
-        "synergy_gym/sim/engine.py",
-        "synergy_gym/sim/layout.py",  # constants alone
+        "synergy_gym/sim/compiled/engine.py",
+        "synergy_gym/sim/compiled/layout.py",  # constants alone
+        "synergy_gym/sim/compiled/records.py",
         "synergy_gym/arrays.py",  # a constant that `types` hands on
         "policies/router/prism_plus.py",  # in a folder below
         "envs/vector_base.py",

@@ -26,8 +26,8 @@ from rich.table import Table
 from synergy_gym.latency.terms import StepTerms
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.sim.bench_million import SPEC, TERMS, simulator_of, traffic
-from synergy_gym.sim.cluster import Simulator
-from synergy_gym.sim.reference import ReferenceSimulator
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import EngineSpec
 from synergy_gym.workload.base import Workload, make_workload
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import BatchDecision, DecisionRule, IntArray
 
 FORMAT = 1

@@ -39,7 +39,7 @@ from synergy_gym.live.meter import ReferenceStep
 from synergy_gym.metrics import latencies, scored, select
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import Event, FloatArray
 
 Progress = Callable[[int, int, str], None]

@@ -8,8 +8,8 @@ from synergy_gym.evaluation.decision_log import DecisionLog, DecisionLogError, R
 from synergy_gym.evaluation.jobs import Job, episode_row, job_simulator
 from synergy_gym.evaluation.runner import episode_result
 from synergy_gym.sim.build import build_simulator
-from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, DONE
+from synergy_gym.sim.simulator import Simulator
 
 
 def replayed_row(job: Job, log: DecisionLog) -> dict[str, Any]:

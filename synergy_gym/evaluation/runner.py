@@ -22,8 +22,8 @@ from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario, windowed
 from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.build import build_simulator
-from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, DONE
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import (
     NS_PER_S,
     SLO,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from synergy_gym.scenario import Scenario
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import NS_PER_S, BatchDecision, EngineStateField, Outcome, StepReport
 
 NS_PER_US = 1_000

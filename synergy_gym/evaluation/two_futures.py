@@ -21,8 +21,8 @@ from synergy_gym.latency.published import AUTHORS_DEFAULT, published_advert
 from synergy_gym.latency.terms import StepTerms
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
-from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, ROUTE
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import (
     INFORMATION_CLASSES,
     NS_PER_S,

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from synergy_gym.jit import hot, kernel
+from synergy_gym.jit import inner
 from synergy_gym.types import IntArray
 
 UNIT = 1 << 20
@@ -121,7 +121,7 @@ def grid_ns(
     return max((ps // 1000) * (UNIT + bend) >> 20, 1)
 
 
-@hot
+@inner
 def _log2_kernel(value, most):  # type: ignore[no-untyped-def]
     found = np.int64(0)
     while found < most and value >> (found + 1) > 0:
@@ -129,14 +129,14 @@ def _log2_kernel(value, most):  # type: ignore[no-untyped-def]
     return found
 
 
-@hot
+@inner
 def _between_kernel(low, high, value, power):  # type: ignore[no-untyped-def]
     over = min(value - (np.int64(1) << power), np.int64(1) << power)
     bits = min(power, np.int64(FRACTION_BITS))
     return low + (((high - low) * (over >> (power - bits))) >> bits)
 
 
-@kernel
+@inner
 def _on_grid_kernel(a, at, rows, columns, x, y):  # type: ignore[no-untyped-def]
     i = _log2_kernel(x, rows - 2)
     j = _log2_kernel(y, columns - 2)
@@ -146,7 +146,7 @@ def _on_grid_kernel(a, at, rows, columns, x, y):  # type: ignore[no-untyped-def]
     return _between_kernel(low, _between_kernel(a[row], a[row + 1], y, j), x, i)
 
 
-@kernel
+@inner
 def grid_ns_kernel(  # type: ignore[no-untyped-def]
     a, g, sequences, tokens, context, pairs, prefill_context, mixed
 ):

@@ -30,7 +30,7 @@ from types import MappingProxyType
 import numpy as np
 
 from synergy_gym.arrays import FS_PER_MS as FS_PER_MS
-from synergy_gym.jit import hot
+from synergy_gym.jit import inner
 from synergy_gym.latency.grids import FS_PER_PS as FS_PER_PS
 from synergy_gym.latency.grids import MAX_SEQUENCES, MAX_TOKENS, curve, grid_ns, grid_ns_kernel
 from synergy_gym.latency.grids import UNIT as UNIT
@@ -224,7 +224,7 @@ def step_ns(
     return max(ns, 1)
 
 
-@hot
+@inner
 def _mix_kernel(value):  # type: ignore[no-untyped-def]
     value = np.uint64(value) + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -232,7 +232,7 @@ def _mix_kernel(value):  # type: ignore[no-untyped-def]
     return value ^ (value >> np.uint64(31))
 
 
-@hot
+@inner
 def step_ns_kernel(  # type: ignore[no-untyped-def]
     a, o, step, sequences, tokens, context, pairs, prefill_context, has_prefill, mixed
 ):

@@ -16,84 +16,71 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from synergy_gym.jit import hot, kernel
-from synergy_gym.sim.layout import (
-    CLASS_MASK,
-    E_RUN_HEAD,
-    E_WAIT_HEAD,
-    F_ARRIVAL,
-    F_FIRST,
-    F_META,
-    F_NEXT,
-    H_ENG,
-    H_HORIZON,
-    H_MET,
-    H_N,
-    H_NOW,
-    H_PTR,
-    H_SLO,
-    H_WARM,
-    SCORED,
-)
-from synergy_gym.sim.lists import generated_tokens, row
-from synergy_gym.types import NS_PER_S, IntArray
+from synergy_gym.jit import inner, kernel
+from synergy_gym.sim.compiled.decodes import generated_tokens
+from synergy_gym.sim.compiled.reach import engine_of, objective_of, request_of, world_at
+from synergy_gym.sim.memory import Memory
+from synergy_gym.types import NS_PER_S
 
 SOFT_TOKENS = 8.0
 """A decode so many tokens behind its TPOT pace counts as lost, one half as far as half lost."""
 _NEXT, _ARRIVED = 0, 1
 
 
-@hot
-def _prospect(a, e, q):  # type: ignore[no-untyped-def]
-    """1 while the request at row `q` can meet its objectives, 0 when it cannot, or between."""
-    slo = a[H_SLO] + 3 * (a[q + F_META] & CLASS_MASK)
-    ttft, tpot, e2e = a[slo], a[slo + 1], a[slo + 2]
-    now, arrival, first = a[H_NOW], a[q + F_ARRIVAL], a[q + F_FIRST]
+@inner
+def _prospect(world, engine, request):  # type: ignore[no-untyped-def]
+    """1 while a request can meet its objectives, 0 when it cannot, or between."""
+    limit = objective_of(world, request.slo_class)
+    now, arrival, first = world.now_ns, request.arrival_ns, request.first_token_ns
     waited = (first if first >= 0 else now) - arrival
-    if (ttft >= 0 and waited > ttft) or (e2e >= 0 and now - arrival > e2e):
+    if (limit.ttft_ns >= 0 and waited > limit.ttft_ns) or (
+        limit.e2e_ns >= 0 and now - arrival > limit.e2e_ns
+    ):
         return 0.0
-    if first < 0 or tpot <= 0:
+    if first < 0 or limit.tpot_ns <= 0:
         return 1.0
-    behind = now - first - tpot * (generated_tokens(a, e, q) - 1)
-    return min(max(1.0 - behind / (SOFT_TOKENS * tpot), 0.0), 1.0)
+    behind = now - first - limit.tpot_ns * (generated_tokens(engine, request) - 1)
+    return min(max(1.0 - behind / (SOFT_TOKENS * limit.tpot_ns), 0.0), 1.0)
 
 
 @kernel
-def count_lost(a, memo):  # type: ignore[no-untyped-def]
+def count_lost(address, memo):  # type: ignore[no-untyped-def]
     """Scored requests of a one-engine episode that are lost by now.
 
     Args:
-        a: the simulator's arena.
+        address: of the simulator's memory.
         memo: int64, (next request to count, scored ones so far); zeros at first.
     """
-    for r in range(memo[_NEXT], a[H_PTR]):
-        if a[row(a, 0, r) + F_META] & SCORED != 0:
+    world = world_at(address)
+    engine = engine_of(world, 0)
+    for r in range(memo[_NEXT], world.next_request):
+        if request_of(world, r).scored:
             memo[_ARRIVED] += 1
-    memo[_NEXT] = a[H_PTR]
-    e = a[H_ENG]
-    safe = float(a[H_MET])
+    memo[_NEXT] = world.next_request
+    safe = float(world.met)
     for queue in range(2):
-        r = a[e + E_RUN_HEAD] if queue == 0 else a[e + E_WAIT_HEAD]
+        r = engine.first_running if queue == 0 else engine.first_waiting
         while r >= 0:
-            q = row(a, 0, r)
-            if a[q + F_META] & SCORED != 0:
-                safe += _prospect(a, e, q)
-            r = a[q + F_NEXT]
+            request = request_of(world, r)
+            if request.scored:
+                safe += _prospect(world, engine, request)
+            r = request.next
     return memo[_ARRIVED] - safe
 
 
 class _Losses:
     """What an episode has lost so far; `scale` makes it seconds of its mean traffic."""
 
-    def __init__(self, arena: IntArray) -> None:
-        self._arena, self._memo = arena, np.zeros(2, np.int64)
-        window_s = (int(arena[H_HORIZON]) - int(arena[H_WARM])) / NS_PER_S
-        self.scale = window_s / max(int(arena[H_N]), 1)
-        self.last = float(count_lost(arena, self._memo))
+    def __init__(self, memory: Memory) -> None:
+        self._memory, self._memo = memory, np.zeros(2, np.int64)
+        world = memory.world
+        window_s = (int(world["horizon_ns"]) - int(world["warmup_ns"])) / NS_PER_S
+        self.scale = window_s / max(int(world["num_requests"]), 1)
+        self.last = float(count_lost(memory.address, self._memo))
 
     def step(self) -> float:
         """The reward of the step that has just ended."""
-        before, self.last = self.last, float(count_lost(self._arena, self._memo))
+        before, self.last = self.last, float(count_lost(self._memory.address, self._memo))
         reward: float = self.scale * (before - self.last)
         return reward
 
@@ -106,7 +93,7 @@ class _Losses:
 class LostReward(VecEnvWrapper):  # type: ignore[misc]
     """Replaces the reward of engines by minus what was lost, in seconds of mean traffic.
 
-    Needs simulated engines in this process, whose environments show their `arena`.
+    Needs simulated engines in this process, whose environments show their `memory`.
     """
 
     def __init__(self, venv: VecEnv) -> None:
@@ -116,7 +103,7 @@ class LostReward(VecEnvWrapper):  # type: ignore[misc]
     def reset(self) -> NDArray[Any]:
         """Begin an episode everywhere."""
         observations: NDArray[Any] = self.venv.reset()
-        self._losses = [_Losses(arena) for arena in self.venv.get_attr("arena")]
+        self._losses = [_Losses(memory) for memory in self.venv.get_attr("memory")]
         return observations
 
     def step_wait(self) -> Any:
@@ -128,5 +115,5 @@ class LostReward(VecEnvWrapper):  # type: ignore[misc]
                 rewards[i] = self._losses[i].step()
                 continue
             rewards[i] = self._losses[i].end(infos[i]["episode_metrics"])
-            self._losses[i] = _Losses(self.venv.get_attr("arena", [i])[0])
+            self._losses[i] = _Losses(self.venv.get_attr("memory", [i])[0])
         return observations, rewards, dones, infos

@@ -2,7 +2,7 @@
 
 A transport is a way to reach engines: in this process under virtual time, or elsewhere in real
 time. Each is one entry of `TRANSPORTS`; its builder makes an object with the interface of
-`sim.reference.ReferenceSimulator`.
+`sim.plain.simulator.ReferenceSimulator`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.registry import make_engine_policy
 from synergy_gym.scenario import stop_time_ns
 from synergy_gym.sim.adverts import started_with
-from synergy_gym.sim.reference_telemetry import nanoseconds
+from synergy_gym.sim.plain.telemetry import nanoseconds
 from synergy_gym.types import SLO, EngineSpec
 
 MOST_WAIT_S = 60.0

@@ -25,9 +25,9 @@ from synergy_gym.live.transport import (
     StepEnded,
     TokensCame,
 )
-from synergy_gym.sim.reference_engine import Job
-from synergy_gym.sim.reference_records import RequestTable
-from synergy_gym.sim.reference_telemetry import nanoseconds
+from synergy_gym.sim.plain.engine import Job
+from synergy_gym.sim.plain.records import RequestTable
+from synergy_gym.sim.plain.telemetry import nanoseconds
 from synergy_gym.types import Event, Outcome, RouterRow
 
 

@@ -21,10 +21,10 @@ from synergy_gym.live.machine import Machine, MachineStep, Timer
 from synergy_gym.live.prompts import Prompts
 from synergy_gym.live.steering import without_positive_caps
 from synergy_gym.sim.build import build_simulator
-from synergy_gym.sim.cluster import CHECK_VARIABLE
-from synergy_gym.sim.reference import ReferenceSimulator
-from synergy_gym.sim.reference_cache import BlockPool
-from synergy_gym.sim.reference_engine import Features, Job, Outputs, ReferenceEngine, Step
+from synergy_gym.sim.plain.cache import BlockPool
+from synergy_gym.sim.plain.engine import Features, Job, Outputs, ReferenceEngine, Step
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
+from synergy_gym.sim.simulator import CHECK_VARIABLE
 from synergy_gym.types import BatchDecision, EngineSpec
 from synergy_gym.workload.base import Workload
 

@@ -1,7 +1,7 @@
 """Who arrives when, whether or not anybody else has been served: the clients of a live cluster.
 
 Arrivals are absolute deadlines, so a late answer never delays the next request. The rules are
-those of `sim.reference_world`; time is given, never read.
+those of `sim.plain.world`; time is given, never read.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from synergy_gym.sim.reference_records import RequestTable
-from synergy_gym.sim.reference_telemetry import nanoseconds
+from synergy_gym.sim.plain.records import RequestTable
+from synergy_gym.sim.plain.telemetry import nanoseconds
 from synergy_gym.types import ClientSpec, Outcome
 from synergy_gym.workload.base import Workload
 

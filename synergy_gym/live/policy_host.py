@@ -27,7 +27,7 @@ from synergy_gym.live.steering import Note, ScheduledStep, Steering, without_pos
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.sim.adverts import NOT_PREDICTED, predicted_ns, published, started_with
 from synergy_gym.sim.decisions import is_integer
-from synergy_gym.sim.reference_telemetry import Ended, Gauges, guessed_ns
+from synergy_gym.sim.plain.telemetry import Ended, Gauges, guessed_ns
 from synergy_gym.types import NS_PER_S, BatchDecision, StepReport
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 
 from synergy_gym.live.loudness import is_loud
 from synergy_gym.live.router_state import HEARTBEAT_SIZE, PUSH_SIZE
-from synergy_gym.sim.layout import ADVERT_SIZE
-from synergy_gym.sim.reference_telemetry import (
+from synergy_gym.sim.compiled.layout import ADVERT_SIZE
+from synergy_gym.sim.plain.telemetry import (
     PUSH_COLUMNS,
     Ended,
     Gauges,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from synergy_gym.policies.base import EnginePolicy
-from synergy_gym.sim.reference_server import engine_state
+from synergy_gym.sim.plain.server import engine_state
 from synergy_gym.types import SLO, EngineSpec, EngineView, RequestArrays, StepReport
 
 log = logging.getLogger(__name__)

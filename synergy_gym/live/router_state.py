@@ -1,7 +1,7 @@
 """What a real router knows of its engines: the same table that the simulator's routers see.
 
 No threads and no clock: whoever feeds it says what time it is, so tests play it in virtual time.
-The definitions are the simulator's (`router_table.RouterRow`, `sim/reference_telemetry.py`); a
+The definitions are the simulator's (`router_table.RouterRow`, `sim/plain/telemetry.py`); a
 conformance test plays both side by side.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synergy_gym.sim.layout import ADVERT_SIZE
-from synergy_gym.sim.reference_telemetry import (
+from synergy_gym.sim.compiled.layout import ADVERT_SIZE
+from synergy_gym.sim.plain.telemetry import (
     PUSH_COLUMNS,
     SCRAPE_COLUMNS,
     first_vector,

@@ -13,8 +13,8 @@ import numpy as np
 
 from synergy_gym.live.vllm_version import check_scheduler
 from synergy_gym.sim.decisions import check_decision
-from synergy_gym.sim.reference_engine import Features
-from synergy_gym.sim.reference_server import engine_state, step_report
+from synergy_gym.sim.plain.engine import Features
+from synergy_gym.sim.plain.server import engine_state, step_report
 from synergy_gym.types import (
     NS_PER_S,
     SLO,

@@ -14,9 +14,9 @@ from typing import Protocol
 from synergy_gym.live.cluster_episode import ClusterEpisode
 from synergy_gym.live.router_state import RouterState
 from synergy_gym.live.transport import StepEnded
-from synergy_gym.sim.layout import ADVERT_SIZE
-from synergy_gym.sim.reference_engine import Job
-from synergy_gym.sim.reference_telemetry import Ended, PushChannel, ScrapeChannel
+from synergy_gym.sim.compiled.layout import ADVERT_SIZE
+from synergy_gym.sim.plain.engine import Job
+from synergy_gym.sim.plain.telemetry import Ended, PushChannel, ScrapeChannel
 from synergy_gym.types import NS_PER_S, EngineSpec, StepReport, TelemetrySpec
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from synergy_gym.live.health import HealthSpec
-from synergy_gym.sim.reference_telemetry import Gauges
+from synergy_gym.sim.plain.telemetry import Gauges
 from synergy_gym.types import Outcome, StepReport
 
 PROBING = HealthSpec(interval_s=2.0, last_backoff_s=2.0, timeout_s=3.0)
@@ -126,7 +126,7 @@ class StepEnded:
 
 @dataclass(frozen=True, slots=True)
 class StatePushed:
-    """An engine's state vector (order of `sim.reference_telemetry.PUSH_COLUMNS`) came in.
+    """An engine's state vector (order of `sim.plain.telemetry.PUSH_COLUMNS`) came in.
 
     Its first entry, the time of the snapshot, is nanoseconds of the monotonic clock.
     """

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synergy_gym.arrays import FS_PER_MS
+from synergy_gym.sim.compiled.layout import ADVERT_SIZE
 from synergy_gym.sim.decisions import check_advert
-from synergy_gym.sim.layout import ADVERT_SIZE
 from synergy_gym.types import NS_PER_S, EngineAdvert
 
 NOT_PREDICTED = -1

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from synergy_gym.latency.terms import StepTerms
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import SLO, DecisionRule, EngineSpec
 from synergy_gym.workload.base import Workload, make_workload
 

@@ -8,8 +8,8 @@ from typing import Any
 from synergy_gym.latency.published import published_advert
 from synergy_gym.scenario import Scenario, stop_time_ns
 from synergy_gym.seeding import stream_seed
-from synergy_gym.sim.arena import nanoseconds
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.memory import nanoseconds
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import DecisionRule
 from synergy_gym.workload.base import Workload
 

@@ -4,42 +4,42 @@ from __future__ import annotations
 
 import numpy as np
 
-from synergy_gym.sim import layout as L
+from synergy_gym.sim.compiled import layout as L
+from synergy_gym.sim.memory import Memory
 from synergy_gym.types import IntArray, Outcome, RequestRecords
 
 
-def request_records(a: IntArray, session: IntArray) -> RequestRecords:
-    """Columns of the arena's request rows; see `RequestRecords`."""
-    n = len(session)
-    rows = a[a[L.H_REQ] : a[L.H_REQ] + n * L.REQUEST_SIZE].reshape(n, L.REQUEST_SIZE)
-    state = rows[:, L.F_STATE]
-    left = (state & L.STATE_MASK) == L.LEFT
-    outcome = np.where(left, state >> L.OUTCOME_SHIFT, int(Outcome.UNFINISHED))
+def request_records(memory: Memory, session: IntArray) -> RequestRecords:
+    """Columns of the memory's requests; see `RequestRecords`."""
+    requests, details = memory.requests, memory.details
+    left = requests["state"] == L.LEFT
+    outcome = np.where(left, requests["outcome"], int(Outcome.UNFINISHED)).astype(np.int64)
     finished = outcome == int(Outcome.FINISHED)
     return RequestRecords(
-        arrival_ns=rows[:, L.F_ARRIVAL].copy(),
-        scheduled_ns=rows[:, L.F_SCHEDULED].copy(),
-        first_token_ns=rows[:, L.F_FIRST].copy(),
-        finish_ns=np.where(finished, rows[:, L.F_LAST], -1),
-        prompt_tokens=rows[:, L.F_PROMPT].copy(),
-        output_tokens=rows[:, L.F_OUTPUT].copy(),
-        emitted_tokens=_emitted(a, rows),
-        cached_tokens=np.maximum((rows[:, L.F_COUNTS] & L.CACHED_MASK) - 1, 0),
-        preemptions=rows[:, L.F_COUNTS] >> L.PREEMPTION_SHIFT,
-        engine=(rows[:, L.F_PLACE] & L.ENGINE_MASK) - 1,
+        arrival_ns=requests["arrival_ns"].copy(),
+        scheduled_ns=details["scheduled_ns"].copy(),
+        first_token_ns=requests["first_token_ns"].copy(),
+        finish_ns=np.where(finished, requests["last_token_ns"], -1),
+        prompt_tokens=requests["prompt_tokens"].astype(np.int64),
+        output_tokens=requests["output_tokens"].astype(np.int64),
+        emitted_tokens=_emitted(memory),
+        cached_tokens=np.maximum(details["cached_tokens"].astype(np.int64) - 1, 0),
+        preemptions=details["preemptions"].astype(np.int64),
+        engine=requests["engine"].astype(np.int64) - 1,
         outcome=outcome,
-        slo_class=rows[:, L.F_META] & L.CLASS_MASK,
+        slo_class=requests["slo_class"].astype(np.int64),
         session=session.copy(),
-        attempts=rows[:, L.F_META] >> L.ATTEMPT_SHIFT & L.ATTEMPT_MASK,
+        attempts=requests["attempts"].astype(np.int64),
     )
 
 
-def _emitted(a: IntArray, rows: IntArray) -> IntArray:
+def _emitted(memory: Memory) -> IntArray:
     """Output tokens streamed by the last attempt, running decodes included."""
-    emitted = rows[:, L.F_GEN].copy()
-    decoding = (rows[:, L.F_STATE] & L.STATE_MASK) == L.DECODE
+    requests = memory.requests
+    emitted: IntArray = requests["generated_tokens"].astype(np.int64)
+    decoding = requests["state"] == L.DECODE
     if bool(decoding.any()):
-        engine = (rows[decoding, L.F_PLACE] & L.ENGINE_MASK) - 1
-        steps = a[a[L.H_ENG] + engine * L.E_SIZE + L.E_K]
-        emitted[decoding] = rows[decoding, L.F_OFF] + steps - rows[decoding, L.F_PROMPT] + 1
+        rows = requests[decoding]
+        steps = memory.engines["busy_steps"][rows["engine"] - 1]
+        emitted[decoding] = rows["computed_tokens"] + steps - rows["prompt_tokens"] + 1
     return emitted

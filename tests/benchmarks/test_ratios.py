@@ -7,7 +7,7 @@ over the batch (five to twenty times slower), not the noise of a shared machine.
 from __future__ import annotations
 
 from synergy_gym.evaluation.bench import growth_row, play_s, traffic
-from synergy_gym.sim.reference import ReferenceSimulator
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
 
 
 def test_kernel_is_far_faster_than_the_reference() -> None:

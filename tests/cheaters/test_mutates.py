@@ -13,8 +13,7 @@ import synergy_gym.evaluation.runner as runner
 from synergy_gym.evaluation import evaluate
 from synergy_gym.evaluation.conduct import Layer
 from synergy_gym.policies import EnginePolicy, RouterPolicy
-from synergy_gym.sim import layout as L
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestView
 from tests.cheaters.judging import SHORT, rejected, watched
 
@@ -58,10 +57,8 @@ class ShorterOutputs(EnginePolicy):
         cells: Any = engine._fetch.__closure__
         for sim in (cell.cell_contents for cell in cells or ()):
             if isinstance(sim, Simulator):
-                n, at = int(sim._a[L.H_N]), int(sim._a[L.H_REQ])
-                rows = sim._a[at : at + n * L.REQUEST_SIZE].reshape(n, -1)
-                unborn = rows[:, L.F_ARRIVAL] > sim.now_ns
-                rows[unborn, L.F_OUTPUT] = 1
+                requests = sim.memory.requests
+                requests["output_tokens"][requests["arrival_ns"] > sim.now_ns] = 1
         return super().decide(engine)
 
 

@@ -12,17 +12,14 @@ from synergy_gym.evaluation.alone import decides_alone
 from synergy_gym.evaluation.conduct import Layer
 from synergy_gym.evaluation.two_futures import two_futures
 from synergy_gym.policies import EnginePolicy, RouterPolicy
-from synergy_gym.sim import layout as L
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestView
 from tests.cheaters.judging import rejected, watched
 
 
 def remaining_tokens(sim: Simulator) -> int:
     """Output tokens of all requests, those that have not arrived included."""
-    n, at = int(sim._a[L.H_N]), int(sim._a[L.H_REQ])
-    rows = sim._a[at : at + n * L.REQUEST_SIZE].reshape(n, -1)
-    return int(rows[:, L.F_OUTPUT].sum())
+    return int(sim.memory.requests["output_tokens"].sum())
 
 
 class Peeker(EnginePolicy):

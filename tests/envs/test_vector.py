@@ -256,13 +256,13 @@ def test_an_illegal_action_names_its_environment_and_changes_nothing(
 ) -> None:
     engines = EngineBatchingVectorEnv(3, scenario=short_engine, workload=small_traffic, **LIMITS)
     engines.reset(seed=0)
-    before = [env.unwrapped.arena.copy() for env in engines.envs]
+    before = [env.unwrapped.memory.bytes() for env in engines.envs]
     actions = np.zeros((3, 2), np.int64)
     actions[2, 0] = engines.single_action_space.nvec[0]
     with pytest.raises(ValueError, match=r"sub-environment 2: action \[\d+, 0\] is outside"):
         engines.step(actions)
     for env, arena in zip(engines.envs, before, strict=True):
-        np.testing.assert_array_equal(env.unwrapped.arena, arena)
+        np.testing.assert_array_equal(env.unwrapped.memory.bytes(), arena)
     with pytest.raises(ValueError, match="need \\(3, 2\\)"):
         engines.step(actions[:2])
     with pytest.raises(ValueError, match="must be integers"):

@@ -14,7 +14,7 @@ from synergy_gym.metrics import summarize
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy
 from synergy_gym.policies.router.round_robin import RoundRobin
 from synergy_gym.scenario import load_scenario
-from synergy_gym.sim.reference import ReferenceSimulator
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.types import (
     NS_PER_S,
     BatchDecision,

@@ -18,8 +18,8 @@ from synergy_gym.latency.terms import StepTerms
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.engine.vllm_v1 import VllmV1
 from synergy_gym.policies.router.round_robin import RoundRobin
-from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import BATCH, DONE
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import SLO, BatchDecision, EngineView, StepReport
 from synergy_gym.workload.base import make_workload
 from tests.strategies import spec

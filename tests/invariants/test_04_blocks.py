@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 
-from synergy_gym.sim import layout as L
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.compiled import layout as L
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import EngineStateField, IntArray
 from tests.strategies import SIMULATORS, Episode, episodes, play
 
@@ -36,33 +36,39 @@ def test_blocks_are_conserved(simulator: type, episode: Episode) -> None:
     play(episode.build(simulator), episode.seed, visit)
 
 
+def blocks_of(sim: Simulator, engine: int) -> Any:
+    """The engine's `BLOCK` records."""
+    pool = sim.memory.engines[engine]["pool"]
+    place = sim.memory.part(engine, "pool") + int(pool["blocks"])
+    return sim.memory.records(L.BLOCK, place, int(pool["size"]) + 1)
+
+
 def block_tables(sim: Simulator, engine: int) -> list[IntArray]:
     """The blocks that each running request holds, first block first."""
-    a = sim._a
-    e = sim._base(engine)
-    base, width = int(a[e + L.B_TABLE]), int(a[e + L.B_TABLE_WIDTH])
-    size = int(a[e + L.E_BLOCK_SIZE])
-    in_flight = a[e + L.E_FLIGHT] and a[e + L.P_SEQUENCES]
+    memory, record = sim.memory, sim.memory.engines[engine]
+    pool, place = record["pool"], sim.memory.part(engine, "pool")
+    width, size = int(pool["table_width"]), int(pool["block_size"])
+    rows = memory.records(L.NUMBER, place + pool["table"], record["max_num_seqs"] * width)
+    in_flight = record["in_flight"] and record["plan"]["sequences"]
     tables = []
-    for r in sim._queue(e, running=True)[0].tolist():
-        q = int(a[L.H_REQ]) + r * L.REQUEST_SIZE
-        tokens, state = int(a[q + L.F_OFF]), int(a[q + L.F_STATE])
-        if state & L.STATE_MASK == L.DECODE:
-            tokens += int(a[e + L.E_K]) + bool(in_flight and not state & L.SKIPPED)
-        at = base + (int(a[q + L.F_PLACE]) >> L.SLOT_SHIFT) * width
-        tables.append(a[at : at + -(-tokens // size)])
+    for r in sim._queue(engine, running=True)[0].tolist():
+        request = memory.requests[r]
+        tokens = int(request["computed_tokens"])
+        if request["state"] == L.DECODE:
+            tokens += int(record["busy_steps"]) + bool(in_flight and not request["skipped"])
+        at = int(memory.details[r]["seat"]) * width
+        tables.append(rows["value"][at : at + -(-tokens // size)].astype(np.int64))
     return tables
 
 
 def free_queue(sim: Simulator, engine: int) -> list[int]:
     """The free blocks in the order in which they would be handed out."""
-    a = sim._a
-    e = sim._base(engine)
+    pool, records = sim.memory.engines[engine]["pool"], blocks_of(sim, engine)
     blocks: list[int] = []
-    block = int(a[e + L.B_HEAD])
-    while block and len(blocks) <= a[e + L.E_FREE]:
+    block = int(pool["first_free"])
+    while block and len(blocks) <= pool["free"]:
         blocks.append(block)
-        block = int(a[a[e + L.B_NODES] + block * L.NODE_SIZE + L.N_QNEXT])
+        block = int(records[block]["queue_next"])
     return blocks
 
 
@@ -91,11 +97,9 @@ def test_every_block_is_free_or_held(episode: Episode) -> None:
 
     def visit(sim: Simulator, point: int) -> None:
         for engine, spec in enumerate(episode.engines):
-            e = sim._base(engine)
-            at = int(sim._a[e + L.B_NODES])
-            nodes = sim._a[at : at + (spec.kv_blocks + 1) * L.NODE_SIZE].reshape(-1, L.NODE_SIZE)
-            lost = spec.kv_blocks - int(sim._a[e + L.E_TOTAL] + sim._a[e + L.E_DEBT])
-            tables = block_tables(sim, engine)
-            check_pool(tables, free_queue(sim, engine), nodes[:, L.N_REF], lost)
+            pool = sim.memory.engines[engine]["pool"]
+            lost = spec.kv_blocks - int(pool["total"] + pool["owed"])
+            references = blocks_of(sim, engine)["references"]
+            check_pool(block_tables(sim, engine), free_queue(sim, engine), references, lost)
 
     play(episode.build(Simulator), episode.seed, visit)

@@ -10,11 +10,12 @@ import pytest
 
 from synergy_gym.evaluation import evaluate
 from synergy_gym.latency.terms import StepTerms
-from synergy_gym.sim import checks
-from synergy_gym.sim import layout as L
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.compiled import checks
+from synergy_gym.sim.compiled import layout as L
+from synergy_gym.sim.memory import Memory
 from synergy_gym.sim.points import BATCH
-from synergy_gym.types import SLO, BatchDecision, EngineSpec, IntArray
+from synergy_gym.sim.simulator import Simulator
+from synergy_gym.types import SLO, BatchDecision, EngineSpec
 from synergy_gym.workload.base import make_workload
 
 CHECK = "SYNERGY_GYM_CHECK"
@@ -45,13 +46,13 @@ def run(scenario: str, policy: str) -> tuple[str, int]:
 def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the checks, which still take place."""
     calls = [0]
-    check = checks.check_arena
+    check = checks.check_memory
 
-    def counted(arena: IntArray) -> None:
+    def counted(memory: Memory) -> None:
         calls[0] += 1
-        check(arena)
+        check(memory)
 
-    monkeypatch.setattr(checks, "check_arena", counted)
+    monkeypatch.setattr(checks, "check_memory", counted)
     return calls
 
 
@@ -69,10 +70,10 @@ def test_every_step_is_checked(
 
 
 def test_a_violation_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(arena: IntArray) -> None:
+    def broken(memory: Memory) -> None:
         raise AssertionError("invariant 4: free + used blocks != total")
 
-    monkeypatch.setattr(checks, "check_arena", broken)
+    monkeypatch.setattr(checks, "check_memory", broken)
     monkeypatch.setenv(CHECK, "1")
     with pytest.raises(AssertionError, match="invariant 4"):
         run("smoke", "vllm-v1")
@@ -101,62 +102,79 @@ def busy(caching: bool) -> Simulator:
     return sim
 
 
-def engine_field(field: int, change: int = 1) -> Callable[[Simulator], None]:
+def engine_field(path: str, change: int = 1) -> Callable[[Simulator], None]:
+    """A field of the engine, or of a record inside it (`pool.free`)."""
+
     def corrupt(sim: Simulator) -> None:
-        sim._a[sim._base(0) + field] += change
+        *parts, field = path.split(".")
+        record = sim.memory.engines[0]
+        for part in parts:
+            record = record[part]
+        record[field] += change
 
     return corrupt
 
 
-def finished_field(field: int, change: int) -> Callable[[Simulator], None]:
+def finished_field(field: str, change: int) -> Callable[[Simulator], None]:
     def corrupt(sim: Simulator) -> None:
         request = int(np.flatnonzero(sim.records().finish_ns >= 0)[0])
-        sim._a[sim._a[L.H_REQ] + request * L.REQUEST_SIZE + field] += change
+        memory = sim.memory
+        records = memory.details if field in L.DETAIL.dtype.names else memory.requests
+        records[field][request] += change
 
     return corrupt
 
 
 def head_leaves(sim: Simulator) -> None:
     """The head of the waiting queue vanishes from it."""
-    a, e = sim._a, sim._base(0)
-    row = a[L.H_REQ] + a[e + L.E_WAIT_HEAD] * L.REQUEST_SIZE
-    a[e + L.E_WAIT_HEAD] = a[row + L.F_NEXT]
+    engine = sim.memory.engines[0]
+    engine["first_waiting"] = sim.memory.requests[engine["first_waiting"]]["next"]
 
 
-def node_field(field: int, change: int) -> Callable[[Simulator], None]:
+def block_field(field: str, change: int) -> Callable[[Simulator], None]:
     """A field of the block at the front of the free queue."""
 
     def corrupt(sim: Simulator) -> None:
-        a, e = sim._a, sim._base(0)
-        a[a[e + L.B_NODES] + a[e + L.B_HEAD] * L.NODE_SIZE + field] += change
+        pool = sim.memory.engines[0]["pool"]
+        place = sim.memory.part(0, "pool") + int(pool["blocks"])
+        blocks = sim.memory.records(L.BLOCK, place, int(pool["size"]) + 1)
+        blocks[field][pool["first_free"]] += change
 
     return corrupt
+
+
+def edges_swap(sim: Simulator) -> None:
+    """A phase lists its decodes in another order."""
+    requests, details = sim.memory.requests, sim.memory.details
+    running = np.flatnonzero(requests["state"] == L.DECODE)
+    details["edge_next"][running] = running[0]
 
 
 @pytest.mark.parametrize(
     ("number", "caching", "corrupt"),
     [
-        (1, False, engine_field(L.E_RUNNING)),
-        (1, False, engine_field(L.E_WAITING)),
-        (1, False, engine_field(L.E_WAIT_TOKENS)),
-        (1, False, engine_field(L.E_DECODES)),
+        (1, False, engine_field("running")),
+        (1, False, engine_field("waiting")),
+        (1, False, engine_field("waiting_tokens")),
+        (1, False, engine_field("decodes")),
         (1, False, head_leaves),
-        (2, False, finished_field(L.F_SCHEDULED, -(10**12))),
-        (2, False, finished_field(L.F_FIRST, 10**12)),
-        (2, False, finished_field(L.F_GEN, 1)),
-        (4, False, engine_field(L.E_FREE)),
-        (4, False, engine_field(L.E_FREE, -1)),
-        (4, True, engine_field(L.E_FREE)),
-        (4, True, node_field(L.N_QNEXT, 1)),
-        (4, True, node_field(L.N_REF, 1)),
-        (4, True, node_field(L.N_REF, -1)),
-        (5, False, engine_field(L.P_TOKENS, 1000)),
+        (2, False, finished_field("scheduled_ns", -(10**12))),
+        (2, False, finished_field("first_token_ns", 10**12)),
+        (2, False, finished_field("generated_tokens", 1)),
+        (4, False, engine_field("pool.free")),
+        (4, False, engine_field("pool.free", -1)),
+        (4, True, engine_field("pool.free")),
+        (4, True, block_field("queue_next", 1)),
+        (4, True, block_field("references", 1)),
+        (4, True, block_field("references", -1)),
+        (4, True, edges_swap),
+        (5, False, engine_field("plan.tokens", 1000)),
     ],
 )
 def test_check_finds_a_corrupted_state(
     number: int, caching: bool, corrupt: Callable[[Simulator], None]
 ) -> None:
-    """One change at a time in an otherwise sound arena; the message names the invariant."""
+    """One change at a time in an otherwise sound memory; the message names the invariant."""
     sim = busy(caching)
     corrupt(sim)
     with pytest.raises(AssertionError, match=f"invariant {number}"):

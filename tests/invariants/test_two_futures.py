@@ -29,8 +29,8 @@ from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestVie
 from synergy_gym.workload.base import Workload
 
 CANDIDATES = (
-    ("synergy_gym.sim.reference", "ReferenceSimulator"),
-    ("synergy_gym.sim.cluster", "Simulator"),
+    ("synergy_gym.sim.plain.simulator", "ReferenceSimulator"),
+    ("synergy_gym.sim.simulator", "Simulator"),
 )
 AGENTS = [f"agent:{name}" for name in packaged_agents("engine")]
 ENGINE = [*engine_policies(), "random:full=true", *AGENTS]

@@ -34,8 +34,8 @@ from synergy_gym.policies.router.round_robin import RoundRobin
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.seeding import policy_stream, stream_seed
 from synergy_gym.sim.build import build_simulator
-from synergy_gym.sim.reference import ReferenceSimulator
-from synergy_gym.sim.reference_server import LEAST_EMPTY_STEP_NS
+from synergy_gym.sim.plain.server import LEAST_EMPTY_STEP_NS
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.types import BatchDecision, EngineSpec, EngineView, Outcome, StepReport
 from synergy_gym.workload.base import Workload
 from tests.engines import H100

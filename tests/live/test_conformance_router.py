@@ -34,8 +34,8 @@ from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.build import build_simulator
-from synergy_gym.sim.reference import ReferenceSimulator
-from synergy_gym.sim.reference_telemetry import first_vector, nanoseconds
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
+from synergy_gym.sim.plain.telemetry import first_vector, nanoseconds
 from synergy_gym.types import (
     ClientSpec,
     ClusterView,

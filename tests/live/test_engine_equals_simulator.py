@@ -24,8 +24,8 @@ from synergy_gym.live.engine import LiveEngine, LiveSimulator
 from synergy_gym.live.house import engine_house
 from synergy_gym.live.prompts import Prompts
 from synergy_gym.scenario import load_scenario
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.points import DONE
-from synergy_gym.sim.reference import ReferenceSimulator
 from synergy_gym.types import BatchDecision, ClientSpec, EngineSpec, Outcome
 from synergy_gym.workload.base import Content, make_workload
 from tests.sim.test_equivalence import gaps, same, same_point

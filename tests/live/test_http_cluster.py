@@ -502,7 +502,7 @@ def test_any_mixture_of_faults_loses_no_request(rng: np.random.Generator) -> Non
 def test_pushed_state_reaches_the_router_by_udp() -> None:
     from synergy_gym.live.http_fleet import engine_name
     from synergy_gym.live.push import PushInbox, PushSender
-    from synergy_gym.sim.reference_telemetry import Ended, Gauges
+    from synergy_gym.sim.plain.telemetry import Ended, Gauges
 
     with Fleet(2) as fakes:
         inbox = PushInbox()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.live.open_loop import OpenLoop
-from synergy_gym.sim.reference_records import RequestTable
+from synergy_gym.sim.plain.records import RequestTable
 from synergy_gym.types import SLO, ClientSpec, Outcome
 from synergy_gym.workload.base import Workload, make_workload
 

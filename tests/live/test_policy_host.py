@@ -22,7 +22,7 @@ from synergy_gym.live.push import PushInbox
 from synergy_gym.live.rehearsal import rehearse
 from synergy_gym.live.steering import Steering, without_positive_caps
 from synergy_gym.policies.base import EnginePolicy
-from synergy_gym.sim.reference_telemetry import PUSH_COLUMNS
+from synergy_gym.sim.plain.telemetry import PUSH_COLUMNS
 from synergy_gym.types import SLO, BatchDecision, EngineView, RouterRow, StepReport
 from tests.live.alone import SPEC, Loop, abort, add_request, build_scheduler
 

@@ -22,7 +22,7 @@ from synergy_gym.live.push import (
     push_address,
 )
 from synergy_gym.live.router_state import HEARTBEAT_SIZE, PUSH_SIZE
-from synergy_gym.sim.reference_telemetry import Ended, Gauges, PushChannel, guessed_ns
+from synergy_gym.sim.plain.telemetry import Ended, Gauges, PushChannel, guessed_ns
 from synergy_gym.types import TelemetrySpec
 
 MS = 1_000_000

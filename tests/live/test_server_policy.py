@@ -16,7 +16,7 @@ import pytest
 from synergy_gym.live.host_settings import HostSettings
 from synergy_gym.live.push import PushInbox
 from synergy_gym.live.servers import Server, ServerSpec, running_servers
-from synergy_gym.sim.reference_telemetry import PUSH_COLUMNS
+from synergy_gym.sim.plain.telemetry import PUSH_COLUMNS
 from synergy_gym.types import RouterRow
 
 pytestmark = pytest.mark.vllm

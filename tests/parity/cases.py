@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.sim.reference_engine import Job
+from synergy_gym.sim.plain.engine import Job
 from synergy_gym.types import BatchDecision, EngineSpec, IntArray
 from synergy_gym.workload.base import Content, Workload, make_workload
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from synergy_gym.latency.terms import StepTerms
+from synergy_gym.sim.plain.engine import Features, Job, Step
+from synergy_gym.sim.plain.simulator import ReferenceEngine, ReferenceSimulator
 from synergy_gym.sim.points import BATCH, DONE
-from synergy_gym.sim.reference import ReferenceEngine, ReferenceSimulator
-from synergy_gym.sim.reference_engine import Features, Job, Step
 from synergy_gym.types import (
     NS_PER_S,
     SLO,
@@ -228,7 +228,7 @@ class SimulatorSide:
 
 def compiled_side(case: Case) -> SimulatorSide:
     """The compiled simulator."""
-    from synergy_gym.sim.cluster import Simulator
+    from synergy_gym.sim.simulator import Simulator
 
     return SimulatorSide(case, Simulator)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from synergy_gym.sim.reference_engine import Job, ReferenceEngine
+from synergy_gym.sim.plain.engine import Job, ReferenceEngine
 from synergy_gym.types import EngineSpec
 from tests.parity.cases import Case, Decisions, Request, random_case
 from tests.parity.goals import GOALS, missed

@@ -10,7 +10,7 @@ import pytest
 
 from synergy_gym.actions import EngineGrid
 from synergy_gym.policies.authors_state import AUTHORS_GRID, ROWS, AuthorsState, Judged
-from synergy_gym.sim.reference_server import engine_state
+from synergy_gym.sim.plain.server import engine_state
 from synergy_gym.types import NS_PER_S, SLO, EngineSpec, EngineView, RequestArrays, StepReport
 
 SPEC = EngineSpec("e", "h100", "m", "p", 64, 8192, 8192, 4000)

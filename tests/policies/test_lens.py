@@ -26,9 +26,9 @@ from synergy_gym.policies.lens_search import (
     greedy,
     search,
 )
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.points import BATCH
-from synergy_gym.sim.reference import ReferenceSimulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import (
     SLO,
     BatchDecision,

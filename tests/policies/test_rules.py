@@ -19,8 +19,8 @@ from synergy_gym.types import SLO, DecisionRule, EngineSpec
 from synergy_gym.workload.base import Workload, make_workload
 
 CANDIDATES = (
-    ("synergy_gym.sim.reference", "ReferenceSimulator"),
-    ("synergy_gym.sim.cluster", "Simulator"),
+    ("synergy_gym.sim.plain.simulator", "ReferenceSimulator"),
+    ("synergy_gym.sim.simulator", "Simulator"),
 )
 SLOS = (SLO("chat", ttft_s=0.4), SLO("batch", e2e_s=5.0), SLO("code", ttft_s=0.1))
 

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synergy_gym.sim.cluster import Simulator
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
-from synergy_gym.sim.reference import ReferenceSimulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import INFORMATION_CLASSES, BatchDecision, DecisionRule, EngineStateField
 from tests.strategies import MAX_POINTS, SIMULATORS, Episode, choose, episodes, give, play
 

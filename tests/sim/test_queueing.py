@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from synergy_gym.latency.terms import StepTerms
-from synergy_gym.sim.cluster import Simulator
 from synergy_gym.sim.points import DONE, ROUTE
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import SLO, DecisionRule, EngineSpec, IntArray, TelemetrySpec
 from synergy_gym.workload.base import make_workload
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from synergy_gym.latency.terms import StepTerms
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
-from synergy_gym.sim.reference import ReferenceSimulator
 from synergy_gym.types import (
     INFORMATION_CLASSES,
     SLO,

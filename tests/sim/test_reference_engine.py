@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.sim.reference import ReferenceEngine
-from synergy_gym.sim.reference_engine import Job, Step
-from synergy_gym.sim.reference_rules import rule_decision
+from synergy_gym.sim.plain.engine import Job, Step
+from synergy_gym.sim.plain.rules import rule_decision
+from synergy_gym.sim.plain.simulator import ReferenceEngine
 from synergy_gym.types import SLO, BatchDecision, DecisionRule
 from tests.strategies import spec
 

@@ -11,10 +11,10 @@ import pytest
 from synergy_gym.latency.published import published_advert
 from synergy_gym.latency.terms import StepTerms
 from synergy_gym.scenario import load_scenario
-from synergy_gym.sim import layout as L
 from synergy_gym.sim.build import build_simulator
+from synergy_gym.sim.compiled import layout as L
+from synergy_gym.sim.plain.telemetry import PUSH_COLUMNS, Mode
 from synergy_gym.sim.points import BATCH, DONE
-from synergy_gym.sim.reference_telemetry import PUSH_COLUMNS, Mode
 from synergy_gym.types import (
     ADVERT_TERMS,
     NS_PER_S,

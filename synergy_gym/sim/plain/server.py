@@ -8,11 +8,11 @@ import numpy as np
 
 from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, SEED, SLOW, UNIT, step_ns
 from synergy_gym.sim.adverts import NOT_PREDICTED, predicted_ns, published
-from synergy_gym.sim.decision_log import chain_iteration, chain_lists
+from synergy_gym.sim.compiled.decision_log import chain_iteration, chain_lists
 from synergy_gym.sim.decisions import check_decision, check_rule
-from synergy_gym.sim.reference_engine import Features, Job, Outputs, ReferenceEngine, Step
-from synergy_gym.sim.reference_rules import rule_decision
-from synergy_gym.sim.reference_telemetry import (
+from synergy_gym.sim.plain.engine import Features, Job, Outputs, ReferenceEngine, Step
+from synergy_gym.sim.plain.rules import rule_decision
+from synergy_gym.sim.plain.telemetry import (
     PUSH_COLUMNS,
     SCRAPE_COLUMNS,
     Ended,

@@ -11,7 +11,7 @@ from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from synergy_gym.sim.reference_cache import BlockPool
+from synergy_gym.sim.plain.cache import BlockPool
 from synergy_gym.types import BatchDecision, EngineSpec, IntArray
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from synergy_gym.sim.reference_engine import Job
+from synergy_gym.sim.plain.engine import Job
 from synergy_gym.types import NS_PER_S, SLO, IntArray, Outcome, RequestRecords, RequestView
 from synergy_gym.workload.base import Workload
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from synergy_gym.latency.terms import check_reach
 from synergy_gym.sim.adverts import started_with
+from synergy_gym.sim.plain.engine import ReferenceEngine
+from synergy_gym.sim.plain.records import RequestTable
+from synergy_gym.sim.plain.server import Server, request_arrays
+from synergy_gym.sim.plain.world import World
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
-from synergy_gym.sim.reference_engine import ReferenceEngine
-from synergy_gym.sim.reference_records import RequestTable
-from synergy_gym.sim.reference_server import Server, request_arrays
-from synergy_gym.sim.reference_world import World
 from synergy_gym.types import (
     NS_PER_S,
     SLO,

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from synergy_gym.sim.plain.engine import Job
+from synergy_gym.sim.plain.records import RequestTable
+from synergy_gym.sim.plain.server import Server
+from synergy_gym.sim.plain.telemetry import nanoseconds
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
-from synergy_gym.sim.reference_engine import Job
-from synergy_gym.sim.reference_records import RequestTable
-from synergy_gym.sim.reference_server import Server
-from synergy_gym.sim.reference_telemetry import nanoseconds
 from synergy_gym.types import (
     NS_PER_S,
     BatchDecision,

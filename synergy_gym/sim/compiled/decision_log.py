@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from synergy_gym.jit import kernel
+from synergy_gym.jit import inner, kernel
 from synergy_gym.latency.terms import _mix, _mix_kernel
 from synergy_gym.types import IntArray
 
@@ -53,7 +53,7 @@ def chain_arrays(value, running, waiting, caps, present):  # type: ignore[no-unt
     return _chain_array(value, caps, present & 4)
 
 
-@kernel
+@inner
 def _chain_array(value, items, present):  # type: ignore[no-untyped-def]
     if present == 0:
         return np.int64(_mix_kernel(np.uint64(value)))

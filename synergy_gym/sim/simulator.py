@@ -11,16 +11,22 @@ from typing import Any
 import numpy as np
 
 from synergy_gym.latency.terms import check_reach
-from synergy_gym.sim import layout as L
 from synergy_gym.sim.adverts import predicted_ns, published, started_with
-from synergy_gym.sim.arena import World, build_arena, check_spec
-from synergy_gym.sim.clock import advance, take_batch, take_route
-from synergy_gym.sim.decision_log import chain_arrays
+from synergy_gym.sim.compiled import layout as L
+from synergy_gym.sim.compiled.clock import batch, load, route, run
+from synergy_gym.sim.compiled.decision_log import chain_arrays
+from synergy_gym.sim.compiled.exports import (
+    QUEUE_FIELDS,
+    engine_state,
+    router_rows,
+    set_caps,
+    set_order,
+    write_ages,
+    write_queue,
+)
 from synergy_gym.sim.decisions import check_decision, check_rule, is_integer
-from synergy_gym.sim.exports import QUEUE_FIELDS, set_caps, write_ages, write_queue, write_state
-from synergy_gym.sim.lists import relink
+from synergy_gym.sim.memory import Memory, World, build_memory, check_spec, check_widths
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
-from synergy_gym.sim.telemetry import refresh_rows
 from synergy_gym.types import (
     INFORMATION_CLASSES,
     NS_PER_S,
@@ -40,7 +46,6 @@ from synergy_gym.types import (
     RequestArrays,
     RequestRecords,
     RequestView,
-    RouterRow,
     StepReport,
     TelemetrySpec,
 )
@@ -99,7 +104,7 @@ class Simulator:
         self.engines = tuple(replace(spec) for spec in engines)
         self.slos = tuple(replace(slo) for slo in slos)
         self._specs = tuple(engines)
-        # The traffic itself is in the arena: a million requests need not be kept twice.
+        # The traffic itself is in the memory: a million requests need not be kept twice.
         self._session = workload.session
         self._has_content = workload.content is not None
         self._check(workload, clocks, rules, auto_route)
@@ -121,7 +126,8 @@ class Simulator:
             record_itl=record_itl,
             check=os.environ.get(CHECK_VARIABLE) == "1",
         )
-        self._a = build_arena(world)
+        load()
+        self._memory = build_memory(world)
         self._itl: list[IntArray] = []
         self._waiting_for: int = -1
 
@@ -146,6 +152,7 @@ class Simulator:
         n = len(workload)
         if n and int(workload.slo_class.max()) >= max(len(self.slos), 1):
             raise ValueError("workload.slo_class names a class beyond `slos`")
+        check_widths(workload, len(self.engines), len(self.slos))
         for spec, clock in zip(self.engines, clocks, strict=True):
             check_reach(clock, spec)
         for spec, rule in zip(self.engines, rules or (), strict=False):
@@ -153,9 +160,9 @@ class Simulator:
                 check_rule(spec, rule)
 
     @property
-    def arena(self) -> IntArray:
-        """The simulator's memory (`sim/layout.py`), for compiled steps; not for policies."""
-        return self._a
+    def memory(self) -> Memory:
+        """What compiled steps work on (`sim/compiled/layout.py`); not for policies."""
+        return self._memory
 
     # -- running -----------------------------------------------------------------------
 
@@ -163,30 +170,30 @@ class Simulator:
         """Run to the next decision point that no rule answers; returns its kind."""
         if self._waiting_for > 0:
             raise RuntimeError("answer the current decision point before advancing")
-        point = advance(self._a, 0)
-        while point in (L.POINT_ITL_FULL, L.POINT_CHECK):
+        point = run(self._memory.address)
+        while point in (L.POINT_GAPS_FULL, L.POINT_CHECK):
             if point == L.POINT_CHECK:
                 self.check()
             else:
-                self._drain_itl()
-            point = advance(self._a, 0)
+                self._drain_gaps()
+            point = run(self._memory.address)
         self._waiting_for = int(point)
         return self._waiting_for
 
     @property
     def now_ns(self) -> int:
         """The instant of the current point, nanoseconds since the episode began."""
-        return int(self._a[L.H_NOW])
+        return int(self._memory.world["now_ns"])
 
     @property
     def point_request(self) -> int:
         """The request that a ROUTE point is about."""
-        return int(self._a[L.H_PREQ])
+        return int(self._memory.world["point_request"])
 
     @property
     def point_engine(self) -> int:
         """The engine that a BATCH point is about."""
-        return int(self._a[L.H_PENG])
+        return int(self._memory.world["point_engine"])
 
     def route(self, engine: int) -> None:
         """Send the arriving request to `engine`.
@@ -200,10 +207,10 @@ class Simulator:
             raise ValueError(f"engine {engine!r} is no index; choose 0..{len(self.engines) - 1}")
         if not 0 <= engine < len(self.engines):
             raise ValueError(f"engine {engine} does not exist; choose 0..{len(self.engines) - 1}")
-        if self._a[self._base(engine) + L.E_DOWN]:
+        if self._memory.engines[engine]["down"]:
             raise ValueError(f"engine {engine} is down; choose one whose `alive` is true")
         self._remember_session(engine)
-        take_route(self._a, 0, engine)
+        route(self._memory.address, int(engine))
         self._waiting_for = -1
 
     def batch(self, decision: BatchDecision) -> None:
@@ -215,107 +222,98 @@ class Simulator:
         if self._waiting_for != BATCH:
             raise ValueError("no engine waits for a batch decision; call advance() first")
         index = self.point_engine
-        e, spec = self._base(index), self._specs[index]
+        engine, spec = self._memory.engines[index], self._specs[index]
         cap = spec.max_num_seqs if decision.max_running is None else decision.max_running
-        a = self._a
-        check_decision(spec, decision, int(a[e + L.E_RUNNING]), int(a[e + L.E_WAITING]))
-        a[e + L.P_BUDGET], a[e + L.P_CAP] = decision.token_budget, cap
-        a[e + L.P_CHUNK] = decision.prefill_chunk
-        self._tell(e, decision.advert)
+        check_decision(spec, decision, int(engine["running"]), int(engine["waiting"]))
+        plan = engine["plan"]
+        plan["token_budget"], plan["max_running"] = decision.token_budget, cap
+        plan["prefill_chunk"] = decision.prefill_chunk
+        self._tell(index, decision.advert)
         if (
             decision.running_order is not None
             or decision.waiting_order is not None
             or decision.token_caps is not None
         ):
-            self._apply_lists(e, decision)
-        take_batch(a, 0, e)
+            self._apply_lists(index, decision)
+        batch(self._memory.address)
         self._waiting_for = -1
 
-    def _tell(self, e: int, advert: EngineAdvert | None) -> None:
+    def _tell(self, index: int, advert: EngineAdvert | None) -> None:
         """From its next commit on the engine publishes what `advert` says."""
-        self._a[e + L.T_PREDICTED] = predicted_ns(advert)
+        telemetry = self._memory.engines[index]["telemetry"]
+        telemetry["predicted_ns"] = predicted_ns(advert)
         if advert is not None:
-            at = int(self._a[e + L.T_ADVERT])
-            told = self._a[at : at + L.ADVERT_SIZE]
+            at = self._memory.part(index, "telemetry") + int(telemetry["advert"])
+            told = self._memory.numbers(at, L.ADVERT_SIZE)
             told[:] = published(advert, told.tolist())
 
-    def _apply_lists(self, e: int, decision: BatchDecision) -> None:
+    def _apply_lists(self, index: int, decision: BatchDecision) -> None:
         if decision.token_caps is not None:
-            set_caps(self._a, 0, e, np.ascontiguousarray(decision.token_caps, np.int64))
-        if decision.running_order is not None:
-            running = self._queue(e, running=True)[0]
-            moved = running[np.asarray(decision.running_order, np.int64)]
-            self._relink(moved, e + L.E_RUN_HEAD, e + L.E_RUN_TAIL)
-            self._reorder_prefills(e, moved)
-        if decision.waiting_order is not None:
-            waiting = self._queue(e, running=False)[0]
-            moved = waiting[np.asarray(decision.waiting_order, np.int64)]
-            self._relink(moved, e + L.E_WAIT_HEAD, e + L.E_WAIT_TAIL)
-        self._hash_lists(e, decision)
+            caps = np.ascontiguousarray(decision.token_caps, np.int64)
+            set_caps(self._memory.address, index, caps)
+        self._permute(index, decision.running_order, running=True)
+        self._permute(index, decision.waiting_order, running=False)
+        self._hash_lists(index, decision)
 
-    def _relink(self, requests: IntArray, head: int, tail: int) -> None:
-        if not len(requests):
-            return
-        relink(self._a, 0, np.ascontiguousarray(requests), head, tail)
+    def _permute(self, index: int, order: IntArray | None, *, running: bool) -> None:
+        if order is not None and len(order):
+            requests = self._queue(index, running=running)[0][np.asarray(order, np.int64)]
+            moved = np.ascontiguousarray(requests)
+            set_order(self._memory.address, index, int(running), moved)
 
-    def _reorder_prefills(self, e: int, running: IntArray) -> None:
-        a = self._a
-        rows = a[L.H_REQ] + running * L.REQUEST_SIZE
-        prefills = running[(a[rows + L.F_STATE] & L.STATE_MASK) == L.PREFILL]
-        at = a[e + L.E_PRE]
-        a[at : at + 2 * len(prefills) : 2] = prefills
-
-    def _hash_lists(self, e: int, decision: BatchDecision) -> None:
+    def _hash_lists(self, index: int, decision: BatchDecision) -> None:
         lists = decision.running_order, decision.waiting_order, decision.token_caps
         arrays = [np.ascontiguousarray(() if items is None else items, np.int64) for items in lists]
         present = sum(1 << i for i, items in enumerate(lists) if items is not None)
-        self._a[e + L.E_HASH] = chain_arrays(self._a[e + L.E_HASH], *arrays, present)
+        engine = self._memory.engines[index]
+        engine["decision_hash"] = chain_arrays(engine["decision_hash"], *arrays, present)
 
     # -- views -------------------------------------------------------------------------
 
     def engine_state(self, engine: int) -> IntArray:
         """The engine state vector (`EngineStateField`) at the current instant."""
         out = np.zeros(len(EngineStateField), np.int64)
-        write_state(self._a, 0, self._base(engine), out, 0)
+        engine_state(self._memory.address, engine, out)
         return out
 
     def engine_view(self, engine: int) -> EngineView:
         """What a policy of `engine` sees now."""
-        e = self._base(engine)
         return EngineView(
             spec=self.engines[engine],
             slos=self.slos,
             state=self.engine_state(engine),
             last_step=self.last_step(engine),
-            fetch=lambda: (self._arrays(e, running=True), self._arrays(e, running=False)),
+            fetch=lambda: (
+                self._arrays(engine, running=True),
+                self._arrays(engine, running=False),
+            ),
         )
 
     def request_view(self) -> RequestView:
         """The request of the current ROUTE point."""
         r = self.point_request
-        q = int(self._a[L.H_REQ]) + r * L.REQUEST_SIZE
-        meta = int(self._a[q + L.F_META])
+        request = self._memory.requests[r]
+        prompt = int(request["prompt_tokens"])
         hashes = np.empty(0, np.int64)
         if self._has_content:
-            at = int(self._a[L.H_BLOCK_IDS]) + int(self._a[int(self._a[L.H_BLOCK_OFFSETS]) + r])
-            blocks = int(self._a[q + L.F_PROMPT]) // self._specs[0].block_size
-            hashes = self._a[at : at + blocks].copy()
+            world = self._memory.world
+            first = int(self._memory.numbers(int(world["block_offsets"]) + 8 * r, 1)[0])
+            at = int(world["block_ids"]) + 8 * first
+            hashes = self._memory.numbers(at, prompt // self._specs[0].block_size).copy()
         return RequestView(
-            prompt_tokens=int(self._a[q + L.F_PROMPT]),
+            prompt_tokens=prompt,
             arrival_s=self.now_ns / NS_PER_S,
             session=int(self._session[r]),
-            slo_class=meta & L.CLASS_MASK,
-            priority=meta >> L.PRIORITY_SHIFT,
-            attempt=(meta >> L.ATTEMPT_SHIFT & L.ATTEMPT_MASK) - 1,
+            slo_class=int(request["slo_class"]),
+            priority=int(self._memory.details[r]["priority"]),
+            attempt=int(request["attempts"]) - 1,
             block_hashes=hashes,
         )
 
     def router_rows(self) -> IntArray:
         """The router's table (`RouterRow`), one row per engine, at the current instant."""
-        count = len(self.engines)
-        refresh_rows(self._a, 0, count, self._a[L.H_NOW])
-        at = int(self._a[L.H_ROWS])
-        return self._a[at : at + count * len(RouterRow)].reshape(count, -1).copy()
+        router_rows(self._memory.address)
+        return self._memory.rows.copy()
 
     def cluster_view(
         self,
@@ -323,13 +321,15 @@ class Simulator:
         information: frozenset[str] = frozenset(INFORMATION_CLASSES),
     ) -> ClusterView:
         """What a router policy sees at the current ROUTE point."""
-        engine, at = self._session_entry()
+        entry = self._session_entry()
+        engine = -1 if entry is None else int(entry["engine"])
+        age_ns = self.now_ns - int(entry["at_ns"]) if engine >= 0 else 0
         return ClusterView(
             now_ns=self.now_ns,
             engines=self.engines,
             rows=self.router_rows(),
             session_engine=engine,
-            session_age_s=(self.now_ns - at) / NS_PER_S if engine >= 0 else float("inf"),
+            session_age_s=age_ns / NS_PER_S if engine >= 0 else float("inf"),
             rng=rng,
             information=information,
         )
@@ -338,20 +338,22 @@ class Simulator:
         """Requests that left since the last call, by (time, engine, request)."""
         if self._auto_route:
             return []
-        a, n = self._a, int(self._a[L.H_COMP_N])
-        at = int(a[L.H_COMP])
-        rows = a[at : at + 8 * n].reshape(n, 8)
-        a[L.H_COMP_N] = 0
-        order = np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))
-        return [self._completion(rows[i].tolist()) for i in order]
+        world = self._memory.world
+        rows = self._memory.records(
+            L.COMPLETION, world["completions"], int(world["num_completions"])
+        )
+        world["num_completions"] = 0
+        order = np.lexsort((rows["request"], rows["engine"], rows["now_ns"]))
+        return [self._completion(*rows[i].tolist()) for i in order]
 
-    def _completion(self, values: list[int]) -> CompletionView:
-        now, engine, r, outcome, first, emitted, arrival, _ = values
+    def _completion(
+        self, now: int, engine: int, r: int, outcome: int, first: int, emitted: int, arrival: int
+    ) -> CompletionView:
         return CompletionView(
             now_s=now / NS_PER_S,
             engine=engine,
             session=int(self._session[r]),
-            prompt_tokens=int(self._a[int(self._a[L.H_REQ]) + r * L.REQUEST_SIZE + L.F_PROMPT]),
+            prompt_tokens=int(self._memory.requests[r]["prompt_tokens"]),
             output_tokens=emitted,
             ttft_s=(first - arrival) / NS_PER_S if first >= 0 else -1.0,
             e2e_s=(now - arrival) / NS_PER_S,
@@ -360,45 +362,44 @@ class Simulator:
 
     def last_step(self, engine: int) -> StepReport | None:
         """The engine's last finished iteration, `None` before the first."""
-        e = self._base(engine)
-        values = self._a[e + L.L_START : e + L.L_BUDGET + 1].tolist()
-        if values[1] < 0:
+        last = self._memory.engines[engine]["last"]
+        step = dict(zip(L.STEP.dtype.names, last.tolist(), strict=True))
+        if step["duration_ns"] < 0:
             return None
         return StepReport(
             engine=engine,
-            start_s=values[0] / NS_PER_S,
-            step_s=values[1] / NS_PER_S,
-            sequences=values[2],
-            tokens=values[3],
-            decodes=values[4],
-            prefill_tokens=values[5],
-            context_tokens=values[6],
-            prefill_context_tokens=values[7],
-            prefill_pairs=values[8],
-            preempted=values[9],
-            admitted=values[10],
-            finished=values[11],
-            token_budget=values[12],
+            start_s=step["start_ns"] / NS_PER_S,
+            step_s=step["duration_ns"] / NS_PER_S,
+            sequences=step["sequences"],
+            tokens=step["tokens"],
+            decodes=step["decodes"],
+            prefill_tokens=step["prefill_tokens"],
+            context_tokens=step["context"],
+            prefill_context_tokens=step["prefill_context"],
+            prefill_pairs=step["prefill_pairs"],
+            preempted=step["preempted"],
+            admitted=step["admitted"],
+            finished=step["finished"],
+            token_budget=step["token_budget"],
         )
 
     # -- results -----------------------------------------------------------------------
 
     def met(self) -> int:
         """Scored requests that have met all their SLOs so far."""
-        return int(self._a[L.H_MET])
+        return int(self._memory.world["met"])
 
     def met_by_engine(self) -> IntArray:
         """`met()` by the engine that served the request to its end, one count per engine."""
-        at = self._base(0) + L.E_MET
-        return self._a[at : at + len(self.engines) * L.E_SIZE : L.E_SIZE].copy()
+        return self._memory.engines["met"].copy()
 
     def steps(self, engine: int) -> int:
         """Iterations that `engine` has planned so far, empty ones included."""
-        return int(self._a[self._base(engine) + L.E_STEPS])
+        return int(self._memory.engines[engine]["steps"])
 
     def itl(self) -> tuple[IntArray, IntArray]:
         """Inter-token gaps of scored requests: (nanoseconds, how often each occurred)."""
-        self._drain_itl()
+        self._drain_gaps()
         rows = np.concatenate([*self._itl, np.empty((0, 2), np.int64)])
         return rows[:, 0], rows[:, 1]
 
@@ -406,47 +407,44 @@ class Simulator:
         """What happened to every offered request, in the order of the workload."""
         from synergy_gym.sim.results import request_records
 
-        return request_records(self._a, self._session)
+        return request_records(self._memory, self._session)
 
     def log_hash(self) -> str:
         """Hash of all decisions and of when every request got its tokens."""
         records = self.records()
-        hashes = [self._a[self._base(i) + L.E_HASH] for i in range(len(self.engines))]
-        digest = hashlib.sha256(np.array(hashes, np.int64).astype("<i8").tobytes())
+        hashes = self._memory.engines["decision_hash"]
+        digest = hashlib.sha256(hashes.astype("<i8").tobytes())
         for column in (records.engine, records.first_token_ns, records.finish_ns):
             digest.update(column.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def snapshot(self) -> object:
         """The whole state; give it to `restore` of a simulator of the same episode."""
-        return self._a.copy(), list(self._itl), self._waiting_for
+        return self._memory.bytes(), list(self._itl), self._waiting_for
 
     def restore(self, snapshot: object) -> None:
         """Return to a state that `snapshot()` gave."""
         state: Any = snapshot
-        self._a[:] = state[0]
+        self._memory.overwrite(state[0])
         self._itl = list(state[1])
         self._waiting_for = state[2]
 
     def check(self) -> None:
         """Raise `AssertionError` naming the first violated invariant (docs/invariants.md)."""
-        from synergy_gym.sim.checks import check_arena
+        from synergy_gym.sim.compiled.checks import check_memory
 
-        check_arena(self._a)
+        check_memory(self._memory)
 
     # -- internals ---------------------------------------------------------------------
 
-    def _base(self, engine: int) -> int:
-        return int(self._a[L.H_ENG]) + engine * L.E_SIZE
-
-    def _queue(self, e: int, *, running: bool) -> IntArray:
-        n = int(self._a[e + (L.E_RUNNING if running else L.E_WAITING)])
+    def _queue(self, index: int, *, running: bool) -> IntArray:
+        n = int(self._memory.engines[index]["running" if running else "waiting"])
         out = np.empty(n * QUEUE_FIELDS, np.int64)
-        write_queue(self._a, 0, e, int(running), n, out)
+        write_queue(self._memory.address, index, int(running), n, out)
         return out.reshape(QUEUE_FIELDS, n)
 
-    def _arrays(self, e: int, *, running: bool) -> RequestArrays:
-        columns = self._queue(e, running=running)
+    def _arrays(self, index: int, *, running: bool) -> RequestArrays:
+        columns = self._queue(index, running=running)
         ages = np.empty((2, columns.shape[1]))
         write_ages(self.now_ns, columns[5], columns[6], ages.reshape(-1))
         return RequestArrays(
@@ -460,24 +458,26 @@ class Simulator:
             priority=columns[8],
         )
 
-    def _session_entry(self) -> tuple[int, int]:
-        session = int(self._session[self.point_request])
-        if session < 0 or not self._a[L.H_SESSION_TABLE]:
-            return -1, 0
-        at = int(self._a[L.H_SESSION_TABLE]) + 2 * session
-        return int(self._a[at]), int(self._a[at + 1])
+    def _session_entry(self) -> Any:
+        """The record of the arriving request's session; `None` where there is none."""
+        session, world = int(self._session[self.point_request]), self._memory.world
+        if session < 0 or not world["sessions"]:
+            return None
+        at = int(world["session_places"]) + session * L.SESSION.size
+        return self._memory.records(L.SESSION, at, 1)[0]
 
     def _remember_session(self, engine: int) -> None:
-        session = int(self._session[self.point_request])
-        if session >= 0 and self._a[L.H_SESSION_TABLE]:
-            at = int(self._a[L.H_SESSION_TABLE]) + 2 * session
-            self._a[at], self._a[at + 1] = engine, self._a[L.H_NOW]
+        entry = self._session_entry()
+        if entry is not None:
+            entry["engine"], entry["at_ns"] = engine, self._memory.world["now_ns"]
 
-    def _drain_itl(self) -> None:
-        n, at = int(self._a[L.H_ITL_N]), int(self._a[L.H_ITL])
+    def _drain_gaps(self) -> None:
+        world = self._memory.world
+        n = int(world["num_gaps"])
         if n:
-            self._itl.append(self._a[at : at + 2 * n].reshape(n, 2).copy())
-            self._a[L.H_ITL_N] = 0
+            rows = self._memory.numbers(int(world["gaps"]), 2 * n).reshape(n, 2)
+            self._itl.append(rows.copy())
+            world["num_gaps"] = 0
 
 
 __all__ = ["BATCH", "DONE", "ROUTE", "Simulator"]

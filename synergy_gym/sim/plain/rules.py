@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from synergy_gym.sim.reference_engine import Job, ReferenceEngine
+from synergy_gym.sim.plain.engine import Job, ReferenceEngine
 from synergy_gym.types import NS_PER_S, SLO, BatchDecision, DecisionRule, IntArray
 
 NEVER_NS = 1 << 61

@@ -1,0 +1,74 @@
+"""From one record of a simulation to the next."""
+
+from __future__ import annotations
+
+from synergy_gym.sim.compiled.layout import (
+    BLOCK,
+    COMPLETION,
+    DETAIL,
+    ENGINE,
+    ENTRY,
+    EVENT,
+    FAMILY,
+    GAP,
+    NUMBER,
+    OBJECTIVE,
+    PHASE,
+    PLANNED,
+    POOL,
+    PUSH,
+    RECENT,
+    REQUEST,
+    RETURN,
+    ROW,
+    RULE,
+    SESSION,
+    STEP,
+    TELEMETRY,
+    TIMEOUT,
+    WIDE,
+    WORLD,
+)
+from synergy_gym.sim.compiled.records import at, member, part, vector
+
+world_at = at(WORLD)
+engine_at = at(ENGINE)
+
+request_of = member(WORLD, "requests", REQUEST)
+detail_of = member(WORLD, "details", DETAIL)
+engine_of = member(WORLD, "engines", ENGINE)
+objective_of = member(WORLD, "objectives", OBJECTIVE)
+return_of = member(WORLD, "returns", RETURN)
+event_of = member(WORLD, "events", EVENT)
+timeout_of = member(WORLD, "timeouts", TIMEOUT)
+gap_of = member(WORLD, "gaps", GAP)
+completion_of = member(WORLD, "completions", COMPLETION)
+true_output_of = member(WORLD, "true_outputs", NUMBER)
+family_of = member(WORLD, "families", FAMILY)
+block_offset_of = member(WORLD, "block_offsets", WIDE)
+block_id_of = member(WORLD, "block_ids", WIDE)
+session_of = member(WORLD, "sessions", NUMBER)
+session_place_of = member(WORLD, "session_places", SESSION)
+row_of = member(WORLD, "rows", ROW)
+table_of_rows = vector(WORLD, "rows", "rows_size")
+state_of = vector(WORLD, "state", "state_size")
+request_vector_of = vector(WORLD, "request_vector", "request_vector_size")
+
+clock_of = vector(ENGINE, "clock", "clock_size")
+pool_of = part(ENGINE, "pool", POOL)
+plan_of = part(ENGINE, "plan", STEP)
+last_of = part(ENGINE, "last", STEP)
+rule_of = part(ENGINE, "rule", RULE)
+telemetry_of = part(ENGINE, "telemetry", TELEMETRY)
+planned_of = member(ENGINE, "planned", PLANNED)
+phase_of = member(ENGINE, "phases", PHASE)
+bucket_of = member(ENGINE, "buckets", NUMBER)
+
+block_of = member(POOL, "blocks", BLOCK)
+entry_of = member(POOL, "map", ENTRY)
+table_of = member(POOL, "table", NUMBER)
+seat_of = member(POOL, "seats", NUMBER)
+
+push_of = member(TELEMETRY, "ring", PUSH)
+recent_of = member(TELEMETRY, "recent", RECENT)
+advert_of = member(TELEMETRY, "advert", WIDE)
