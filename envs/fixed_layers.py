@@ -26,7 +26,8 @@ class FixedEngines:
     """Every engine of a cluster under a copy of one policy.
 
     Args:
-        source: the policy: a name, class or instance.
+        source: the policy: a name, class or instance. A name is read once; what it names, a new
+            one of a class, or the instance as it is then, is copied at every reset.
         engines: the cluster.
         slos: the classes that requests refer to.
 
@@ -38,6 +39,7 @@ class FixedEngines:
         self, source: EnginePolicySpec, engines: tuple[EngineSpec, ...], slos: tuple[SLO, ...]
     ) -> None:
         self.source = source
+        self._given = make_engine_policy(source) if isinstance(source, str) else source
         self._engines = engines
         self._slos = slos
         self.policies = self._fresh()
@@ -62,14 +64,15 @@ class FixedEngines:
         simulator.batch(policy.decide(view))
 
     def _fresh(self) -> list[EnginePolicy]:
-        return [copy.deepcopy(make_engine_policy(self.source)) for _ in self._engines]
+        return [copy.deepcopy(make_engine_policy(self._given)) for _ in self._engines]
 
 
 class FixedRouter:
     """A router under a policy.
 
     Args:
-        source: the policy: a name, class or instance.
+        source: the policy: a name, class or instance. A name is read once; what it names, a new
+            one of a class, or the instance as it is then, is copied at every reset.
         engines: the cluster.
         slos: the classes that requests refer to.
 
@@ -81,6 +84,7 @@ class FixedRouter:
         self, source: RouterPolicySpec, engines: tuple[EngineSpec, ...], slos: tuple[SLO, ...]
     ) -> None:
         self.source = source
+        self._given = make_router_policy(source) if isinstance(source, str) else source
         self._engines = engines
         self._slos = slos
         self._policy = self._fresh()
@@ -107,4 +111,4 @@ class FixedRouter:
         simulator.route(self.choose(simulator))
 
     def _fresh(self) -> RouterPolicy:
-        return copy.deepcopy(make_router_policy(self.source))
+        return copy.deepcopy(make_router_policy(self._given))

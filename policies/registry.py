@@ -362,6 +362,8 @@ def _info(kind: Kind, cls: type[Policy]) -> PolicyInfo:
 
 def _parse(cls: type[Policy], name: str, text: str) -> dict[str, Any]:
     """Parameters from `key=value,key=value`, converted to the types of the fields."""
+    if not text:
+        return {}
     hints = get_type_hints(cls)
     known = [item.name for item in parameter_fields(cls) if item.name != cls.family]
     values: dict[str, Any] = {}

@@ -149,11 +149,15 @@ def _fill_ids_python(
     ids: IntArray,
 ) -> None:
     for request in range(len(leaf)):
-        node = leaf[request]
-        for index in range(offsets[request + 1] - offsets[request] - 1, -1, -1):
-            while start[node] >= (index + 1) * block_size and parent[node] >= 0:
-                node = parent[node]
-            ids[offsets[request] + index] = ((node + 1) << INDEX_BITS) | index
+        own = ids[offsets[request] : offsets[request + 1]]
+        node, end = leaf[request], len(own)
+        while end > 0:  # a node's blocks lie together: they are written as one run
+            low = max(start[node] // block_size, 0) if parent[node] >= 0 else 0
+            first = (node + 1) << INDEX_BITS
+            for index in range(low, end):
+                own[index] = first + index
+            end = min(low, end)
+            node = parent[node]
 
 
 def _skip_unreached_python(parent: IntArray, start: IntArray) -> None:

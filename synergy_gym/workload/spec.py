@@ -1,4 +1,8 @@
-"""What traffic to generate: frozen descriptions, filled from scenario files or from code."""
+"""What traffic to generate: frozen descriptions, filled from scenario files or from code.
+
+What follows from a description is worked out once, so its options are not to be changed either:
+another one is made with `dataclasses.replace`.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from synergy_gym.seeding import stream, stream_seed
 from synergy_gym.types import FloatArray, IntArray
 from synergy_gym.workload.arrivals import draw_arrivals
 from synergy_gym.workload.base import Workload, make_workload
-from synergy_gym.workload.lengths import draw_pairs
+from synergy_gym.workload.lengths import Pairs, pairs_of
 from synergy_gym.workload.merge import merged
 from synergy_gym.workload.presets import PRESETS
 from synergy_gym.workload.replay import resend
@@ -36,14 +37,39 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """A `TrafficSpec` without gaps."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """What a `TrafficSpec` says, worked out: the same for every rate, horizon and seed.
 
+    Attributes:
+        spec: without gaps.
+        arrivals: the process of requests, or of session starts.
+        pairs: lengths of single requests at normal scores.
+        talk: how sessions look, or `None` for single requests.
+    """
+
+    spec: TrafficSpec
     arrivals: ArrivalSpec
-    prompt: LengthSpec
-    output: LengthSpec
-    correlation: float
+    pairs: Pairs
+    talk: Talk | None
+
+
+class _Same:
+    """A description as the key of what was made of it: itself, not an equal one.
+
+    Its options are dictionaries, so it has no hash of its own.
+    """
+
+    __slots__ = ("spec",)
+
+    def __init__(self, spec: TrafficSpec) -> None:
+        self.spec = spec
+
+    def __hash__(self) -> int:
+        return id(self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.spec is other.spec
 
 
 def build_workload(spec: TrafficSpec, rate_rps: float, horizon_s: float, seed: int) -> Workload:
@@ -63,10 +89,11 @@ def build_workload(spec: TrafficSpec, rate_rps: float, horizon_s: float, seed: i
     """
     if isinstance(spec, TrafficMix):
         return _mixed(spec, rate_rps, horizon_s, seed)
-    full = resolve(spec)
+    plan = _planned(_Same(spec))
+    full = plan.spec
 
     def log(span_s: float) -> tuple[Workload, FloatArray]:
-        return _log(full, rate_rps, span_s, seed)
+        return _log(plan, rate_rps, span_s, seed)
 
     if full.replay is None:
         return _with_classes(*log(horizon_s), full)
@@ -103,34 +130,34 @@ def resolve(spec: TrafficSpec) -> TrafficSpec:
     return replace(spec, generator=None, **gaps)
 
 
-def _recipe(spec: TrafficSpec) -> _Recipe:
+@lru_cache(maxsize=128)  # an environment asks for the same traffic at every reset
+def _planned(same: _Same) -> _Plan:
+    spec = resolve(same.spec)
     if spec.prompt is None or spec.output is None:
         raise ValueError("traffic needs prompt and output lengths; give both, or name a generator")
-    return _Recipe(
-        spec.arrivals or ArrivalSpec(), spec.prompt, spec.output, spec.correlation or 0.0
+    lengths = spec.prompt, spec.output, spec.correlation or 0.0
+    return _Plan(
+        spec=spec,
+        arrivals=spec.arrivals or ArrivalSpec(),
+        pairs=pairs_of(*lengths),
+        talk=None if spec.sessions is None else Talk(spec.sessions, *lengths),
     )
 
 
-def _log(
-    spec: TrafficSpec, rate_rps: float, span_s: float, seed: int
-) -> tuple[Workload, FloatArray]:
+def _log(plan: _Plan, rate_rps: float, span_s: float, seed: int) -> tuple[Workload, FloatArray]:
     """The requests as users make them on [0, span), and a lot in [0, 1) per request."""
-    recipe = _recipe(spec)
-    if spec.sessions is not None:
-        talk = Talk(spec.sessions, recipe.prompt, recipe.output, recipe.correlation)
-        return session_workload(talk, recipe.arrivals, rate_rps, span_s, seed)
-    workload = _requests(recipe, rate_rps, span_s, seed)
+    if plan.talk is not None:
+        return session_workload(plan.talk, plan.arrivals, rate_rps, span_s, seed)
+    workload = _requests(plan, rate_rps, span_s, seed)
     return workload, stream(seed, "content").random(len(workload))
 
 
-def _requests(recipe: _Recipe, rate_rps: float, horizon_s: float, seed: int) -> Workload:
+def _requests(plan: _Plan, rate_rps: float, horizon_s: float, seed: int) -> Workload:
     """Unrelated single requests."""
-    rng = stream(seed, "arrivals")
-    arrivals = recipe.arrivals
+    arrivals, rng = plan.arrivals, stream(seed, "arrivals")
     times = draw_arrivals(arrivals.kind, rng, rate_rps, horizon_s, **arrivals.options)
-    lengths = stream(seed, "lengths")
-    pairs = draw_pairs(recipe.prompt, recipe.output, recipe.correlation, lengths, len(times))
-    return make_workload(times, *pairs)
+    scores = stream(seed, "lengths").standard_normal((len(times), 2))
+    return make_workload(times, *plan.pairs(scores))
 
 
 def _with_classes(workload: Workload, lots: FloatArray, spec: TrafficSpec) -> Workload:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
+from synergy_gym.envs.fixed_layers import FixedEngines
 from synergy_gym.evaluation import evaluate
 from synergy_gym.features import NUM_REQUEST_FEATURES, NUM_ROUTER_FEATURES, RouterFeatures
 from synergy_gym.policies import EnginePolicy
 from synergy_gym.scenario import Scenario
-from synergy_gym.types import BatchDecision, EngineView, RouterRow, StepReport
+from synergy_gym.types import (
+    SLO,
+    BatchDecision,
+    DecisionRule,
+    EngineSpec,
+    EngineView,
+    RouterRow,
+    StepReport,
+)
 from synergy_gym.workload.base import make_workload
 
 BACKENDS = ("sim", "reference")
@@ -49,6 +58,37 @@ def play(env: ClusterRoutingEnv, seed: int, actions: np.random.Generator) -> lis
         steps.append((observation, reward, info))
         if truncated:
             return steps
+
+
+@dataclass
+class Kept(EnginePolicy):
+    """Says in its rule how often it was begun."""
+
+    token_budget: int = 100
+    begun: int = field(default=0, init=False)
+
+    def reset(self, rng: np.random.Generator, spec: EngineSpec, slos: tuple[SLO, ...]) -> None:
+        """Count."""
+        self.begun += 1
+
+    def rule(self) -> DecisionRule:
+        """The budget, and one token more per episode."""
+        return DecisionRule(self.token_budget + self.begun)
+
+
+def test_every_reset_begins_with_a_policy_that_has_played_nothing(short_cluster: Scenario) -> None:
+    mine = Kept(200)
+    name = f"{Kept.__module__}:Kept:token_budget=300"
+    for source, budget in ((Kept, 101), (mine, 201), (name, 301)):
+        layer = FixedEngines(source, short_cluster.engines, short_cluster.slos)
+        for seed in range(3):
+            budgets = [rule.token_budget for rule in layer.reset(seed) if rule is not None]
+            assert budgets == [budget] * len(short_cluster.engines)
+            assert len({id(policy) for policy in layer.policies}) == len(budgets)
+    mine.token_budget = 250  # its owner goes on: the next episode is played by what it is then
+    layer = FixedEngines(mine, short_cluster.engines, short_cluster.slos)
+    mine.token_budget = 260
+    assert [rule.token_budget for rule in layer.reset(0) if rule] == [261] * len(layer.policies)
 
 
 def test_one_step_is_one_request(env: ClusterRoutingEnv, rng: np.random.Generator) -> None:

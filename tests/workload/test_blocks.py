@@ -97,6 +97,24 @@ def test_path_content_means_equal_tokens(data: st.DataObject) -> None:
     assert_same_equalities(workload, texts, data.draw(st.sampled_from([1, block_tokens])))
 
 
+@given(st.data())
+def test_ids_name_the_deepest_node_that_begins_before_the_block_ends(data: st.DataObject) -> None:
+    n, block_size = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 5))
+    parent = [data.draw(st.integers(-1, node - 1)) for node in range(n)]
+    start = [data.draw(st.integers(0, 30)) for _ in range(n)]
+    leaf = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=8))
+    prompt = [data.draw(st.integers(1, 40)) for _ in leaf]
+    content = Content(*(np.array(column, np.int64) for column in (leaf, parent, start)))
+    offsets, ids = of(prompt, [1] * len(leaf), content).block_ids(block_size)
+    for request, node in enumerate(leaf):
+        own = ids[offsets[request] : offsets[request + 1]].tolist()
+        assert len(own) == (prompt[request] + 1) // block_size
+        for index in range(len(own) - 1, -1, -1):
+            while parent[node] >= 0 and start[node] >= (index + 1) * block_size:
+                node = parent[node]
+            assert own[index] == (node + 1) << INDEX_BITS | index
+
+
 def test_without_content_every_request_is_its_own() -> None:
     offsets, ids = of([32, 32, 5], [16, 1, 1]).block_ids(16)
     assert offsets.tolist() == [0, 3, 5, 5]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import ndtr
 from scipy.stats import norm, rankdata
 
-from synergy_gym.workload.lengths import LENGTHS, draw_lengths, draw_pairs
+from synergy_gym.workload.lengths import LENGTHS, draw_lengths, draw_pairs, quantiles
 from synergy_gym.workload.spec import LengthSpec
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -80,6 +81,22 @@ def test_empirical_shares() -> None:
 def test_quantile_table() -> None:
     found = np.quantile(sample("quantiles"), [0.25, 0.5, 0.75])
     assert found == pytest.approx([15, 20, 60], rel=0.03)
+
+
+@given(
+    shares=st.lists(st.floats(1e-9, 1 - 1e-9), max_size=20, unique=True),
+    values=st.lists(st.integers(1, 10**6), min_size=22, max_size=22),
+    scores=st.lists(st.floats(-40, 40) | st.just(float("nan")), max_size=30),
+)
+def test_a_quantile_table_is_interpolated(
+    shares: list[float], values: list[int], scores: list[float]
+) -> None:
+    levels, table = [0.0, *sorted(shares), 1.0], sorted(values)[: len(shares) + 2]
+    at = np.array(scores)
+    for given_scores in (at, at.reshape(-1, 1)):
+        found = quantiles(levels=levels, values=table)(given_scores)
+        expected = np.interp(ndtr(given_scores), levels, table)
+        assert np.array_equal(found, expected, equal_nan=True)
 
 
 def test_a_cap_keeps_its_mass() -> None:

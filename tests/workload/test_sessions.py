@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synergy_gym.seeding import stream
 from synergy_gym.types import NS_PER_S
+from synergy_gym.workload import sessions
+from synergy_gym.workload.arrivals import draw_arrivals
 from synergy_gym.workload.base import Workload
 from synergy_gym.workload.sessions import Talk, Turns, draw_turns, mean_turns, session_workload
 from synergy_gym.workload.spec import ArrivalSpec, LengthSpec, SessionSpec
@@ -117,6 +120,53 @@ def test_workloads_are_legal_and_share_what_turns_repeat(
             shared = min(said, int(workload.prompt_tokens[row])) // 8
             earlier = ids[offsets[before] : offsets[before + 1]]
             assert own[:shared].tolist() == earlier[:shared].tolist()
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    growth=st.sampled_from(["append", "window"]),
+    limit=st.sampled_from([0, 150]),
+    least=st.integers(0, 1),
+)
+def test_only_turns_that_arrive_are_worked_out_and_none_changes(
+    seed: int, growth: str, limit: int, least: int
+) -> None:
+    turns = replace(TURNS, minimum=least, maximum=6)
+    if least == 0:
+        turns = replace(turns, kind="empirical", options={"values": (0, 0, 1, 4)})
+    chosen = talk(turns=turns, growth=growth, context_limit_tokens=limit, reused_tokens=30)
+    workload = play(chosen, rate=3.0, horizon=15.0, seed=seed)
+    rps = 3.0 / mean_turns(chosen)
+    new = draw_arrivals("poisson", stream(seed, "arrivals", 0), rps, 15.0)
+    old = -draw_arrivals("poisson", stream(seed, "arrivals", 1), rps, chosen.lead_s)
+    rows = []
+    for member, start in enumerate((new, old)):
+        every = draw_turns(chosen, len(start), seed, member)
+        due = start[every.session] + every.offset_ns
+        columns = (due, every.session, every.turn, every.prompt_tokens, every.output_tokens)
+        for at, session, turn, *said in zip(*(c.tolist() for c in columns), strict=True):
+            if 0 <= at < 15 * NS_PER_S:
+                rows.append((at, member, session, turn, *said))
+    rows.sort()
+    assert workload.arrival_ns.tolist() == [row[0] for row in rows]
+    assert workload.prompt_tokens.tolist() == [row[4] for row in rows]
+    assert workload.output_tokens.tolist() == [row[5] for row in rows]
+    numbers: dict[tuple[int, int], int] = {}
+    expected = [numbers.setdefault(row[1:3], len(numbers)) for row in rows]
+    assert workload.session.tolist() == expected
+
+
+@pytest.mark.parametrize("growth", ["append", "window"])
+def test_numbers_too_large_to_be_sorted_as_one_are_sorted_alike(
+    growth: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = talk(growth=growth, system_prompts=2, system_tokens=16)
+    packed = play(chosen, rate=20.0)
+    monkeypatch.setattr(sessions, "_KEY_BITS", 0)
+    apart = play(chosen, rate=20.0)
+    for name in ("arrival_ns", "prompt_tokens", "output_tokens", "session"):
+        assert getattr(packed, name).tolist() == getattr(apart, name).tolist()
+    assert packed.block_ids(8)[1].tolist() == apart.block_ids(8)[1].tolist()
 
 
 def test_system_prompts_are_shared_across_sessions() -> None:

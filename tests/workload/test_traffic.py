@@ -57,6 +57,18 @@ def test_another_load_has_the_same_conversations() -> None:
     assert len(found[0] & found[1]) > 0.8 * len(found[0])
 
 
+@pytest.mark.parametrize("spec", [PLAIN, TrafficSpec("flowgpt-like", slo_mix=(0.5, 0.5))])
+def test_what_is_kept_of_a_description_is_out_of_reach(spec: TrafficSpec) -> None:
+    first, again, other = (build_workload(s, 5.0, 60.0, 1) for s in (spec, spec, replace(spec)))
+    assert same(first, again)
+    assert same(first, other)
+    expected = again.prompt_tokens.tolist()
+    first.prompt_tokens[:] = 1
+    first.slo_class[:] = 0
+    assert build_workload(spec, 5.0, 60.0, 1).prompt_tokens.tolist() == expected
+    assert same(build_workload(spec, 5.0, 60.0, 1), again)
+
+
 def test_own_fields_win_over_the_generator() -> None:
     arrivals = ArrivalSpec("constant")
     full = resolve(TrafficSpec("flowgpt-like", arrivals=arrivals, output=UNIFORM))
