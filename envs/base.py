@@ -15,6 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from synergy_gym.envs.fused import FusedStep, Outcome, mark_seen, seen
 from synergy_gym.envs.rendering import RENDER_FPS, RENDER_MODES, Frame, Renderer, make_renderer
+from synergy_gym.envs.simulators import simulator_class
 from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
 from synergy_gym.live.fleet_pool import FleetPool
 from synergy_gym.observation import Float32Array, ObservationLayout
@@ -400,7 +401,7 @@ class ServingEnv(gym.Env[Any, Any]):
             "seed": episode.seed,
             "workload": episode.workload,
         }
-        if self._simulator_class is not None:
+        if self._live is None:
             return build_simulator(
                 self.scenario,
                 rules=rules,
@@ -459,23 +460,6 @@ class ServingEnv(gym.Env[Any, Any]):
     @abstractmethod
     def _frame(self) -> Frame:
         """This moment as a renderer draws it."""
-
-
-def simulator_class(backend: str) -> type[Any]:
-    """The simulator behind a backend name: `sim` (compiled) or `reference` (plain Python).
-
-    Raises:
-        ValueError: an unknown backend.
-    """
-    if backend == "sim":
-        from synergy_gym.sim.simulator import Simulator
-
-        return Simulator
-    if backend == "reference":
-        from synergy_gym.sim.plain.simulator import ReferenceSimulator
-
-        return ReferenceSimulator
-    raise ValueError(f"backend={backend!r} is unknown; choose 'sim', 'reference' or 'vllm'")
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:

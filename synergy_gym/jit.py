@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -14,11 +11,10 @@ from llvmlite import binding
 from numba.core import types
 from numba.core.ccallback import CFunc
 
+from synergy_gym.jit_cache import make_sturdy, use_temporary_folder
+from synergy_gym.jit_notice import announce, compiling
+
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
-_ROOT = Path(__file__).resolve().parent
-_COMPILES = re.compile(rb"from synergy_gym\.jit import|^(import|from) numba", re.MULTILINE)
-_IMPORT = re.compile(r"^from synergy_gym\.([\w.]+) import (\([^)]*\)|.*)", re.MULTILINE)
-_NAME = re.compile(r"\w+")
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +24,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     plain build. It is a private option of numba: a version without it gets the plain build,
     with equal results.
     """
-    return _compile(function, cache=True)
+    return _compile(function, kept=True)
 
 
 def inner(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,12 +32,12 @@ def inner(function: Callable[..., Any]) -> Callable[..., Any]:
 
     It is compiled with the first of its callers, and kept with them alone.
     """
-    return _compile(function, cache=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _compile(function, kept=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def hot(function: Callable[..., Any]) -> Callable[..., Any]:
     """`kernel` for a small function of an inner loop: always inlined into its caller."""
-    return _compile(function, cache=True, forceinline=True)
+    return _compile(function, kept=True, forceinline=True)
 
 
 class Shared(types.ExternalFunction):  # type: ignore[misc]
@@ -56,16 +52,34 @@ class Shared(types.ExternalFunction):  # type: ignore[misc]
         self._function = function
         self._loaded: Any = None
 
-    def load(self) -> None:
-        """Compile it, or take it from the cache, and make its address known."""
+    def load(self, *, compiles: bool = True) -> bool:
+        """Take it from the cache, or compile it, and make its address known.
+
+        Args:
+            compiles: false: a miss of the cache leaves it alone.
+
+        Returns:
+            Whether it is ready.
+        """
         if self._loaded is None:
             plain = self.sig.args, self.sig.return_type
-            compiled: Any = CFunc(self._function, plain, {}, {**_OPTIONS, "_nrt": False})
-            compiled.enable_caching()
-            _watch_all_sources(compiled)
-            compiled.compile()
-            binding.add_symbol(self.symbol, compiled.address)
-            self._loaded = compiled
+            function: Any = CFunc(self._function, plain, {}, {**_OPTIONS, "_nrt": False})
+            _keep(function)
+            code = function._cache.load_overload(
+                function._sig, function._targetdescr.target_context
+            )
+            if code is not None:
+                name = code.fndesc.llvm_cfunc_wrapper_name
+                address = code.library.get_pointer_to_function(name)
+            elif compiles:
+                with compiling(function):
+                    function.compile()
+                address = function.address
+            else:
+                return False
+            binding.add_symbol(self.symbol, address)
+            self._loaded = code or function  # the machine code lives as long as this
+        return True
 
 
 def shared(signature: Any) -> Callable[[Callable[..., Any]], Shared]:
@@ -86,55 +100,28 @@ def direct(compiled: Callable[..., Any]) -> Callable[..., Any]:
     return entry
 
 
-def _compile(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:
+def _compile(function: Callable[..., Any], *, kept: bool, **options: bool) -> Callable[..., Any]:
     try:
         compiled: Any = numba.njit(**_OPTIONS, _nrt=False, **options)(function)
     except (KeyError, TypeError, NameError):
         compiled = numba.njit(**_OPTIONS, **options)(function)
-    _watch_all_sources(compiled)
+    if kept:
+        _keep(compiled)
     return compiled  # type: ignore[no-any-return]
 
 
-def _watch_all_sources(compiled: Any) -> None:
-    """Make numba's cache depend on every kernel source, not only on the function's own file.
-
-    Kernels are inlined across files: without this an edited callee would leave its callers
-    with old machine code.
-    """
-    files: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if hasattr(files, "_source_stamp"):
-        files._source_stamp = (files._source_stamp, _source_hash())
+def _keep(compiled: Any) -> None:
+    """Keep machine code between processes, wherever that is possible."""
+    try:
+        compiled.enable_caching()
+    except RuntimeError:  # numba: no folder can be written
+        use_temporary_folder()
+        compiled.enable_caching()
+    make_sturdy(compiled)
+    _announce()
 
 
 @cache
-def _source_hash() -> str:
-    digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(_kernel_files()):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _kernel_files() -> set[Path]:
-    """Every source that compiles something, and those whose constants it takes."""
-    # In a checkout `envs` and `policies` lie beside the package, else inside it.
-    beside = _ROOT.parent if (_ROOT.parent / "envs").is_dir() else _ROOT
-    folders = {"envs": beside / "envs", "policies": beside / "policies"}
-    files = [*_ROOT.rglob("*.py"), *(file for at in folders.values() for file in at.rglob("*.py"))]
-    pending = [file for file in files if re.search(_COMPILES, file.read_bytes())]
-    found: set[Path] = set()
-    while pending:
-        file = pending.pop()
-        if file not in found:
-            found.add(file)
-            pending += _constant_files(file.read_text(encoding="utf-8"), folders)
-    return found
-
-
-def _constant_files(source: str, folders: Mapping[str, Path]) -> Iterator[Path]:
-    """Files of this package from which a source imports a constant (a name in capitals)."""
-    for module, names in _IMPORT.findall(source):
-        if any(name.isupper() for name in _NAME.findall(names)):
-            first, *rest = module.split(".")
-            file = folders.get(first, _ROOT / first).joinpath(*rest).with_suffix(".py")
-            if file.is_file():
-                yield file
+def _announce() -> None:
+    """Once in a process."""
+    announce()

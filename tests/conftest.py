@@ -32,6 +32,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "fuzz", parent=hypothesis.settings.get_profile("ci"), max_examples=20_000
 )
+# What plays and what stderr says must not depend on what is compiled already.
+os.environ.setdefault("SYNERGY_GYM_PLAIN_FIRST", "0")
+os.environ.setdefault("SYNERGY_GYM_NOTICE", "0")
 hypothesis.settings.load_profile("fuzz" if os.environ.get("SYNERGY_GYM_FUZZ") == "1" else "ci")
 
 

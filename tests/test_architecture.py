@@ -45,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "isolation": set(),
     "cli": {*PLAY, "envs", "evaluation", "learning", "live", "isolation"},
     "isolated": {"cli"},
+    "compile_all": {*PLAY, "envs", "evaluation"},
     "__main__": {"cli"},
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ASKED = "import synergy_gym.jit as jit; print(jit._source_hash())"
+ASKED = "from synergy_gym.jit_cache import source_hash; print(source_hash())"
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from synergy_gym.scenario import Scenario, load_scenario, windowed
 from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.points import BATCH, DONE
-from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import (
     NS_PER_S,
     SLO,
@@ -291,7 +290,8 @@ def evaluate(
         warmup_s: start of the scored window, instead of the scenario's.
         horizon_s: end of arrivals and of the scored window, instead of the scenario's.
         record_itl: collect inter-token gaps, which adds the `itl_*` figures.
-        simulator: simulator class; the compiled one by default.
+        simulator: simulator class; by default the compiled one, and until that is compiled
+            the plain one for small episodes, with equal results.
         backend: "sim" (simulated), or "vllm": real engines with the scenario's limits.
         live: how real engines are started, reached and timed; the manifest records it.
 
@@ -315,7 +315,7 @@ def evaluate(
     began, rules = time.perf_counter(), [policy.rule() for policy in engines]
     episode = {"scenario": world, "load": load, "seed": seed, "workload": workload, "rules": rules}
     episode |= {"auto_route": len(engines) == 1, "record_itl": record_itl}
-    sim = _built(options, engine_policy, simulator or Simulator, episode)
+    sim = _built(options, engine_policy, simulator, episode)
     built = time.perf_counter()
     player = Player(sim, engines, router, rng)
     with closing(sim) if hasattr(sim, "close") else nullcontext():

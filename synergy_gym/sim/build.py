@@ -9,7 +9,7 @@ from synergy_gym.latency.published import published_advert
 from synergy_gym.scenario import Scenario, stop_time_ns
 from synergy_gym.seeding import stream_seed
 from synergy_gym.sim.memory import nanoseconds
-from synergy_gym.sim.simulator import Simulator
+from synergy_gym.sim.readiness import simulator_for
 from synergy_gym.types import DecisionRule
 from synergy_gym.workload.base import Workload
 
@@ -23,7 +23,7 @@ def build_simulator(
     rules: Sequence[DecisionRule | None] | None = None,
     auto_route: bool = False,
     record_itl: bool = False,
-    cls: Callable[..., Any] = Simulator,
+    cls: Callable[..., Any] | None = None,
 ) -> Any:
     """An episode of `scenario` before its first arrival.
 
@@ -38,8 +38,8 @@ def build_simulator(
         rules: per engine a compiled decision, or `None` for BATCH points.
         auto_route: single engine without ROUTE points.
         record_itl: keep inter-token gaps.
-        cls: the compiled simulator, the plain-Python reference, or what makes another
-            simulator from the same arguments.
+        cls: what makes the simulator from these arguments; by default the compiled one, or
+            while that is being compiled the plain one (`readiness`).
 
     Returns:
         What `cls` makes.
@@ -48,7 +48,7 @@ def build_simulator(
     clocks = [
         terms.clock(stream_seed(seed, "noise", index)) for index, terms in enumerate(scenario.terms)
     ]
-    return cls(
+    return (cls or simulator_for(traffic))(
         engines=scenario.engines,
         clocks=clocks,
         workload=traffic,

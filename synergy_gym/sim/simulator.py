@@ -363,7 +363,7 @@ class Simulator:
     def last_step(self, engine: int) -> StepReport | None:
         """The engine's last finished iteration, `None` before the first."""
         last = self._memory.engines[engine]["last"]
-        step = dict(zip(L.STEP.dtype.names, last.tolist(), strict=True))
+        step = dict(zip(L.STEP.dtype.names or (), last.tolist(), strict=True))
         if step["duration_ns"] < 0:
             return None
         return StepReport(

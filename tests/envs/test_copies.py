@@ -16,7 +16,7 @@ import synergy_gym  # noqa: F401  # registers the environments
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
-    "pickle": lambda env: pickle.loads(pickle.dumps(env)),  # noqa: S301
+    "pickle": lambda env: pickle.loads(pickle.dumps(env)),
 }
 SHORT: dict[str, Any] = {"horizon_s": 12.0, "warmup_s": 0.0}
 STEPS: dict[str, Any] = {"action": "limits", "decision_interval_s": None}

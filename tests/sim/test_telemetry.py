@@ -270,9 +270,12 @@ class TestHeartbeats:
 
 
 def test_pushes_lie_as_the_rows_say() -> None:
-    assert len(PUSH_COLUMNS) == L.PUSH_SIZE
-    assert PUSH_COLUMNS[L.PUSH_TOLD] == RouterRow.PUSH_PREDICTED_NS
-    assert PUSH_COLUMNS[L.PUSH_MODEL] == RouterRow.PUSH_PEAK_MILLITPS
+    assert L.PUSH.size == 8 * len(PUSH_COLUMNS)
+    *told, model = L.PUSH.dtype.names or ()
+    columns = [RouterRow(i).name.removeprefix("PUSH_").lower() for i in PUSH_COLUMNS]
+    assert ["ns", *told[1:]] == columns[: len(told)]
+    assert PUSH_COLUMNS[len(told)] == L.MODEL_COLUMN == RouterRow.PUSH_PEAK_MILLITPS
+    assert model == "model"
     names = [column.name for column in RouterRow][RouterRow.PUSH_BASE_FS :]
     assert names == [f"PUSH_{term.removesuffix('_ms').upper()}_FS" for term in ADVERT_TERMS]
 

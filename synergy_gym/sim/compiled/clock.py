@@ -97,10 +97,17 @@ def take_route(address, engine):  # type: ignore[no-untyped-def]
     deliver(world, world.point_request, engine, world.now_ns)
 
 
-def load() -> None:
-    """Have the shared kernels of a simulation ready: no other kernel may run before."""
-    for one in (begin_iteration, end_iteration, advance, take_batch, take_route):
-        one.load()
+def load(*, compiles: bool = True) -> bool:
+    """Have the shared kernels of a simulation ready: no other kernel may run before.
+
+    Args:
+        compiles: false: only what is in the cache.
+
+    Returns:
+        Whether they are.
+    """
+    every = (begin_iteration, end_iteration, advance, take_batch, take_route)
+    return all(one.load(compiles=compiles) for one in every)
 
 
 @kernel
