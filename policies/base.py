@@ -24,6 +24,7 @@ from synergy_gym.types import (
     EngineSpec,
     EngineView,
     RequestView,
+    RouterRule,
     StepReport,
 )
 
@@ -187,6 +188,24 @@ class RouterPolicy(Policy):
 
     def observe(self, completion: CompletionView) -> None:
         """Learn from a request that has left the system."""
+
+    def rule(self) -> RouterRule | None:
+        """After `reset`: a declarative equal of `route` that the simulator plays, or None.
+
+        A class that overrides `route` or `observe` does not inherit it (`router_rule`).
+        """
+        return None
+
+
+def router_rule(policy: RouterPolicy) -> RouterRule | None:
+    """The rule of a router that was reset, unless a subclass decides otherwise than its parent."""
+    order = type(policy).__mro__
+    owner = {
+        name: next(i for i, cls in enumerate(order) if name in vars(cls))
+        for name in ("rule", "route", "observe", "reset")
+    }
+    decides = min(owner["route"], owner["observe"], owner["reset"])
+    return policy.rule() if owner["rule"] <= decides else None
 
 
 def random_argmin(cluster: ClusterView, values: NDArray[Any]) -> int:

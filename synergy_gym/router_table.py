@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 
@@ -169,3 +171,38 @@ def scraped_state(rows: IntArray, now_ns: int) -> ScrapedState:
         e2e_mean_s=values[RouterRow.SCRAPE_E2E_NS],
         finished=values[RouterRow.SCRAPE_FINISHED],
     )
+
+
+RouterKind = Literal[
+    "round-robin",
+    "random",
+    "weighted",
+    "session",
+    "least-outstanding",
+    "power-of-two",
+    "least-kv",
+    "least-loaded",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRule:
+    """A declarative router that the simulator plays by itself: equal to the policy of its name.
+
+    Attributes:
+        kind: what decides among the engines that are up. `round-robin`: the next one in turn;
+            `random`: a uniform draw; `weighted`: a draw in proportion to `weights`; `session`:
+            the next owner on a ring of hashes, and for requests without a session as
+            `least-outstanding`: fewest requests in flight, the lowest index of equal ones;
+            `power-of-two`: fewer in flight of two different draws; `least-kv`: the smallest share
+            of KV blocks in use, as last pushed; `least-loaded`: the fewest waiting requests, as
+            last scraped; the last two with a draw among equal ones.
+        weights: of the engines, for `weighted`.
+        owners: engine of every place of the ring, for `session`.
+        place_of: where a session begins on the ring.
+    """
+
+    kind: RouterKind
+    weights: tuple[float, ...] = ()
+    owners: tuple[int, ...] = ()
+    place_of: Callable[[int], int] | None = None

@@ -20,6 +20,7 @@ from synergy_gym.arrays import FloatArray as FloatArray
 from synergy_gym.arrays import IntArray as IntArray
 from synergy_gym.router_table import PushedState as PushedState
 from synergy_gym.router_table import RouterRow as RouterRow
+from synergy_gym.router_table import RouterRule as RouterRule
 from synergy_gym.router_table import ScrapedState as ScrapedState
 from synergy_gym.router_table import pushed_state, scraped_state
 from synergy_gym.specs import SLO as SLO

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from synergy_gym.policies.base import RouterPolicy, random_argmin
 from synergy_gym.policies.registry import router_policy
-from synergy_gym.types import ClusterView, RequestView
+from synergy_gym.types import ClusterView, RequestView, RouterRule
 
 
 @router_policy("least-kv", information=("router", "pushed"))
@@ -21,3 +21,7 @@ class LeastKv(RouterPolicy):
     def route(self, request: RequestView, cluster: ClusterView) -> int:
         """The emptiest cache, as last pushed."""
         return random_argmin(cluster, cluster.pushed.kv_usage)
+
+    def rule(self) -> RouterRule:
+        """The same in the simulator."""
+        return RouterRule("least-kv")

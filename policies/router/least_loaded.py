@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from synergy_gym.policies.base import RouterPolicy, random_argmin
 from synergy_gym.policies.registry import router_policy
-from synergy_gym.types import ClusterView, RequestView
+from synergy_gym.types import ClusterView, RequestView, RouterRule
 
 
 @router_policy("least-loaded", information=("router", "scraped"))
@@ -22,3 +22,7 @@ class LeastLoaded(RouterPolicy):
     def route(self, request: RequestView, cluster: ClusterView) -> int:
         """The shortest queue, as last scraped."""
         return random_argmin(cluster, cluster.scraped.waiting)
+
+    def rule(self) -> RouterRule:
+        """The same in the simulator."""
+        return RouterRule("least-loaded")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.registry import router_policy
-from synergy_gym.types import ClusterView, RequestView
+from synergy_gym.types import ClusterView, RequestView, RouterRule
 
 
 @router_policy("least-outstanding", information="router")
@@ -21,3 +21,7 @@ class LeastOutstanding(RouterPolicy):
     def route(self, request: RequestView, cluster: ClusterView) -> int:
         """The smallest count."""
         return cluster.argmin(cluster.in_flight)
+
+    def rule(self) -> RouterRule:
+        """The same in the simulator."""
+        return RouterRule("least-outstanding")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.registry import router_policy
-from synergy_gym.types import ClusterView, RequestView
+from synergy_gym.types import ClusterView, RequestView, RouterRule
 
 
 @router_policy("power-of-two", information="router")
@@ -27,3 +27,7 @@ class PowerOfTwo(RouterPolicy):
         second = (first + 1 + int(cluster.rng.integers(len(up) - 1))) % len(up)
         one, two = int(up[first]), int(up[second])
         return two if cluster.in_flight[two] < cluster.in_flight[one] else one
+
+    def rule(self) -> RouterRule:
+        """The same in the simulator."""
+        return RouterRule("power-of-two")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.registry import router_policy
-from synergy_gym.types import ClusterView, RequestView
+from synergy_gym.types import ClusterView, RequestView, RouterRule
 
 
 @router_policy("random", information="router")
@@ -18,3 +18,7 @@ class RandomChoice(RouterPolicy):
         """A uniform draw."""
         up = cluster.alive.nonzero()[0]
         return int(up[cluster.rng.integers(len(up))])
+
+    def rule(self) -> RouterRule:
+        """The same in the simulator."""
+        return RouterRule("random")

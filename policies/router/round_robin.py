@@ -12,7 +12,7 @@ import numpy as np
 
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.registry import router_policy
-from synergy_gym.types import SLO, ClusterView, EngineSpec, RequestView
+from synergy_gym.types import SLO, ClusterView, EngineSpec, RequestView, RouterRule
 
 
 @router_policy("round-robin", information="router")
@@ -32,3 +32,7 @@ class RoundRobin(RouterPolicy):
         choice = int(up[self._turn % len(up)])
         self._turn += 1
         return choice
+
+    def rule(self) -> RouterRule:
+        """The same in the simulator."""
+        return RouterRule("round-robin")

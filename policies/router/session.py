@@ -16,7 +16,7 @@ import numpy as np
 
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.registry import router_policy
-from synergy_gym.types import SLO, ClusterView, EngineSpec, RequestView
+from synergy_gym.types import SLO, ClusterView, EngineSpec, RequestView, RouterRule
 
 
 @router_policy("session", information="router")
@@ -55,6 +55,15 @@ class Session(RouterPolicy):
         while not alive[self._owners[place % len(self._owners)]]:
             place += 1
         return self._owners[place % len(self._owners)]
+
+    def rule(self) -> RouterRule:
+        """The same in the simulator."""
+        positions = self._positions
+        return RouterRule(
+            "session",
+            owners=tuple(self._owners),
+            place_of=lambda session: bisect_left(positions, _position(f"session {session}")),
+        )
 
 
 def _position(key: str) -> int:

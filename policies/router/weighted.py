@@ -12,7 +12,7 @@ import numpy as np
 
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.registry import router_policy
-from synergy_gym.types import SLO, ClusterView, EngineSpec, RequestView
+from synergy_gym.types import SLO, ClusterView, EngineSpec, RequestView, RouterRule
 
 
 @router_policy("weighted", information="router")
@@ -34,3 +34,7 @@ class Weighted(RouterPolicy):
         edges = self._weights[up].cumsum()
         place = edges.searchsorted(cluster.rng.random() * edges[-1], side="right")
         return int(up[min(place, len(up) - 1)])
+
+    def rule(self) -> RouterRule:
+        """The same in the simulator."""
+        return RouterRule("weighted", weights=tuple(self._weights.tolist()))

@@ -17,7 +17,7 @@ from synergy_gym.evaluation.manifest import episode_manifest
 from synergy_gym.live.backend import REAL_TIME, LiveEpisode, LiveOptions, build_live, live_options
 from synergy_gym.live.router_rehearsal import rehearse_routing
 from synergy_gym.metrics import NO_HORIZON_NS, scored, slo_met, summarize
-from synergy_gym.policies.base import EnginePolicy, RouterPolicy
+from synergy_gym.policies.base import EnginePolicy, RouterPolicy, router_rule
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario, windowed
 from synergy_gym.seeding import policy_stream
@@ -65,7 +65,7 @@ class Result:
         timings: how long it took; nothing in `summary` depends on it. `build_s` and `play_s`
             are wall clock. A decision's time is processor time of the deciding thread, which
             other load on the machine does not lengthen (what a policy does in other threads is
-            not in it); it covers `observe` and `decide` or `route`, not the making of the view.
+            not in it), of the first 256 decisions and every 16th of the rest; it covers `observe` and `decide` or `route`, not the making of the view.
         manifest: what is needed to play the episode again.
     """
 
@@ -163,7 +163,8 @@ class Player:
         policy = self.engines[engine]
         view = self.sim.engine_view(engine)
         step = view.last_step
-        began = time.thread_time_ns()
+        times = self.times["engine"]
+        began = times.begin()
         try:
             if step is not None and step != self._seen[engine]:
                 policy.observe(step)
@@ -173,7 +174,7 @@ class Player:
             raise
         except Exception as error:
             raise _raised(self._where(policy, engine), error) from error
-        self.times["engine"].add(time.thread_time_ns() - began)
+        times.end(began)
         self._seen[engine] = step
         if not isinstance(decision, BatchDecision):
             where = self._where(policy, engine)
@@ -189,7 +190,8 @@ class Player:
         completions = self.sim.completions() if self._observes else ()
         request = self.sim.request_view()
         cluster = self.sim.cluster_view(self.rng, self.information)
-        began = time.thread_time_ns()
+        times = self.times["router"]
+        began = times.begin()
         try:
             for completion in completions:
                 policy.observe(completion)
@@ -199,7 +201,7 @@ class Player:
             raise
         except Exception as error:
             raise _raised(self._where(policy), error) from error
-        self.times["router"].add(time.thread_time_ns() - began)
+        times.end(began)
         if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
             where = self._where(policy)
             raise PolicyError(f"{where}: returned {target!r}; return the engine's index, an int")
@@ -315,6 +317,10 @@ def evaluate(
     began, rules = time.perf_counter(), [policy.rule() for policy in engines]
     episode = {"scenario": world, "load": load, "seed": seed, "workload": workload, "rules": rules}
     episode |= {"auto_route": len(engines) == 1, "record_itl": record_itl}
+    # Whoever watches or records a simulator wants to see the routes.
+    ruled = router_rule(router) if simulator is None and options is None else None
+    if ruled is not None and len(engines) > 1:
+        episode["router"] = ruled, rng
     sim = _built(options, engine_policy, simulator, episode)
     built = time.perf_counter()
     player = Player(sim, engines, router, rng)
@@ -351,7 +357,7 @@ def _timings(player: Player, build_s: float, play_s: float, rules: list[Any]) ->
     timings: dict[str, float] = {"build_s": build_s, "play_s": play_s}
     timings["compiled_engines"] = sum(rule is not None for rule in rules)
     for layer, times in player.times.items():
-        timings[f"{layer}_decisions"] = times.count
+        timings[f"{layer}_decisions"] = times.decisions
         timings[f"{layer}_decision_mean_us"] = times.mean_us()
         timings[f"{layer}_decision_p99_us"] = times.quantile_us(0.99)
     return timings

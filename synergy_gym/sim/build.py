@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from synergy_gym.latency.published import published_advert
 from synergy_gym.scenario import Scenario, stop_time_ns
 from synergy_gym.seeding import stream_seed
 from synergy_gym.sim.memory import nanoseconds
 from synergy_gym.sim.readiness import simulator_for
-from synergy_gym.types import DecisionRule
+from synergy_gym.types import DecisionRule, RouterRule
 from synergy_gym.workload.base import Workload
 
 
@@ -23,6 +25,7 @@ def build_simulator(
     rules: Sequence[DecisionRule | None] | None = None,
     auto_route: bool = False,
     record_itl: bool = False,
+    router: tuple[RouterRule, np.random.Generator] | None = None,
     cls: Callable[..., Any] | None = None,
 ) -> Any:
     """An episode of `scenario` before its first arrival.
@@ -38,6 +41,7 @@ def build_simulator(
         rules: per engine a compiled decision, or `None` for BATCH points.
         auto_route: single engine without ROUTE points.
         record_itl: keep inter-token gaps.
+        router: a rule that routes, with its generator, or `None` for ROUTE points.
         cls: what makes the simulator from these arguments; by default the compiled one, or
             while that is being compiled the plain one (`readiness`).
 
@@ -63,4 +67,5 @@ def build_simulator(
         adverts=[published_advert(spec) for spec in scenario.engines],
         auto_route=auto_route,
         record_itl=record_itl,
+        **({} if router is None else {"router": router}),
     )

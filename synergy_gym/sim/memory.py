@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from synergy_gym.latency.terms import FS_PER_MS, UNIT
 from synergy_gym.sim.adverts import NOT_PREDICTED
 from synergy_gym.sim.compiled import layout as L
+from synergy_gym.sim.compiled.pcg64 import write_state
 from synergy_gym.sim.compiled.records import Layout
 from synergy_gym.types import (
     SLO,
@@ -22,6 +23,7 @@ from synergy_gym.types import (
     Event,
     IntArray,
     RouterRow,
+    RouterRule,
     TelemetrySpec,
 )
 from synergy_gym.workload.base import Workload
@@ -41,6 +43,16 @@ _HEARTBEATS = {
     "none": L.HEARTBEAT_NONE,
     "idle-only": L.HEARTBEAT_IDLE,
     "overwrite": L.HEARTBEAT_OVERWRITE,
+}
+_ROUTERS = {
+    "round-robin": L.ROUND_ROBIN,
+    "random": L.RANDOM,
+    "weighted": L.WEIGHTED,
+    "session": L.BY_SESSION,
+    "least-outstanding": L.LEAST_OUTSTANDING,
+    "power-of-two": L.POWER_OF_TWO,
+    "least-kv": L.LEAST_KV,
+    "least-loaded": L.LEAST_LOADED,
 }
 _EVENTS = {
     "down": L.EVENT_DOWN,
@@ -337,6 +349,7 @@ class World:
     auto_route: bool
     record_itl: bool
     check: bool
+    router: tuple[RouterRule, np.random.Generator] | None = None
 
     @property
     def closed_loop(self) -> bool:
@@ -385,7 +398,7 @@ def _reserve(world: World, sizer: Sizer) -> dict[str, int]:
     if world.client.timeout_s > 0:
         places["timeouts_size"] = attempts + 1
         places["timeouts"] = sizer.take(L.TIMEOUT, attempts + 1)
-    if not world.auto_route:
+    if not world.auto_route and world.router is None:
         places["completions"] = sizer.take(L.COMPLETION, attempts + 1)
     if world.record_itl:
         places["gaps_size"] = GAPS + 4 * max(spec.max_num_seqs for spec in world.engines)
@@ -451,12 +464,14 @@ def build_memory(world: World) -> Memory:
         offsets, ids = world.workload.block_ids(world.engines[0].block_size)
         places["block_offsets"] = sizer.take(L.WIDE, len(offsets))
         places["block_ids"] = sizer.take(L.WIDE, len(ids))
+    ring_places = _reserve_router(world, sizer)
     block = empty_block(sizer.size)
     head = block[: L.WORLD.size].view(L.WORLD.dtype)
     for field, value in (places | _constants(world)).items():
         head[field] = value
     memory = Memory(block)
     _fill_world(memory, world)
+    _fill_router(memory, world, ring_places)
     if world.needs_blocks:
         memory.numbers(places["block_offsets"], len(offsets))[:] = offsets
         memory.numbers(places["block_ids"], len(ids))[:] = ids
@@ -479,6 +494,35 @@ def _fill_world(memory: Memory, world: World) -> None:
         memory.records(L.NUMBER, head["sessions"], n)["value"] = world.workload.session
         known = memory.records(L.SESSION, head["session_places"], world.sessions)
         known["engine"] = known["at_ns"] = -1
+
+
+def _reserve_router(world: World, sizer: Sizer) -> dict[str, int]:
+    if world.router is None:
+        return {}
+    rule = world.router[0]
+    return {
+        "weights": sizer.take(L.WIDE, len(rule.weights)),
+        "owners": sizer.take(L.NUMBER, len(rule.owners)),
+        "session_places": sizer.take(L.NUMBER, world.sessions if rule.place_of else 0),
+    }
+
+
+def _fill_router(memory: Memory, world: World, places: dict[str, int]) -> None:
+    if world.router is None:
+        return
+    rule, rng = world.router
+    record, at = memory.world["router"], L.WORLD.place("router")
+    write_state(record, rng)
+    record["kind"] = _ROUTERS[rule.kind]
+    record["num_weights"], record["num_owners"] = len(rule.weights), len(rule.owners)
+    for field, place in places.items():
+        record[field] = place - at
+    weights = memory.numbers(places["weights"], len(rule.weights))
+    weights.view(np.float64)[:] = rule.weights
+    memory.records(L.NUMBER, places["owners"], len(rule.owners))["value"] = rule.owners
+    if rule.place_of is not None:
+        begins = [rule.place_of(session) for session in range(world.sessions)]
+        memory.records(L.NUMBER, places["session_places"], world.sessions)["value"] = begins
 
 
 def _fill_engine_and_row(memory: Memory, world: World, index: int, regions: EngineRegions) -> None:

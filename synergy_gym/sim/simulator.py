@@ -13,15 +13,18 @@ import numpy as np
 from synergy_gym.latency.terms import check_reach
 from synergy_gym.sim.adverts import predicted_ns, published, started_with
 from synergy_gym.sim.compiled import layout as L
-from synergy_gym.sim.compiled.clock import batch, load, route, run
+from synergy_gym.sim.compiled.clock import batch, load, run
 from synergy_gym.sim.compiled.decision_log import chain_arrays
 from synergy_gym.sim.compiled.exports import (
+    ARRIVAL_FIELDS,
     QUEUE_FIELDS,
     engine_state,
     router_rows,
+    send,
     set_caps,
     set_order,
     write_ages,
+    write_arrival,
     write_queue,
 )
 from synergy_gym.sim.decisions import check_decision, check_rule, is_integer
@@ -46,11 +49,14 @@ from synergy_gym.types import (
     RequestArrays,
     RequestRecords,
     RequestView,
+    RouterRule,
     StepReport,
     TelemetrySpec,
 )
 from synergy_gym.workload.base import Workload
 
+_NO_HASHES: IntArray = np.empty(0, np.int64)
+_NO_HASHES.setflags(write=False)
 CHECK_VARIABLE = "SYNERGY_GYM_CHECK"
 """Environment variable: 1 checks the invariants after every iteration."""
 
@@ -77,6 +83,7 @@ class Simulator:
             `None` for zeros.
         auto_route: one engine only; arrivals reach it without ROUTE points.
         record_itl: keep inter-token gaps for `itl()`.
+        router: routes by this rule, with (a copy of) this generator, instead of ROUTE points.
 
     Raises:
         ValueError: inconsistent arguments; the message names the first one.
@@ -99,6 +106,7 @@ class Simulator:
         adverts: Sequence[EngineAdvert | None] | None = None,
         auto_route: bool = False,
         record_itl: bool = False,
+        router: tuple[RouterRule, np.random.Generator] | None = None,
     ) -> None:
         # Policies are shown copies: whoever writes into one changes no limit and no objective.
         self.engines = tuple(replace(spec) for spec in engines)
@@ -125,11 +133,13 @@ class Simulator:
             auto_route=auto_route,
             record_itl=record_itl,
             check=os.environ.get(CHECK_VARIABLE) == "1",
+            router=router,
         )
         load()
         self._memory = build_memory(world)
         self._itl: list[IntArray] = []
         self._waiting_for: int = -1
+        self._arrival: list[int] = []
 
     def _check(
         self,
@@ -170,6 +180,7 @@ class Simulator:
         """Run to the next decision point that no rule answers; returns its kind."""
         if self._waiting_for > 0:
             raise RuntimeError("answer the current decision point before advancing")
+        self._arrival = []
         point = run(self._memory.address)
         while point in (L.POINT_GAPS_FULL, L.POINT_CHECK):
             if point == L.POINT_CHECK:
@@ -209,8 +220,7 @@ class Simulator:
             raise ValueError(f"engine {engine} does not exist; choose 0..{len(self.engines) - 1}")
         if self._memory.engines[engine]["down"]:
             raise ValueError(f"engine {engine} is down; choose one whose `alive` is true")
-        self._remember_session(engine)
-        route(self._memory.address, int(engine))
+        send(self._memory.address, int(engine))
         self._waiting_for = -1
 
     def batch(self, decision: BatchDecision) -> None:
@@ -291,22 +301,18 @@ class Simulator:
 
     def request_view(self) -> RequestView:
         """The request of the current ROUTE point."""
-        r = self.point_request
-        request = self._memory.requests[r]
-        prompt = int(request["prompt_tokens"])
-        hashes = np.empty(0, np.int64)
+        now_ns, _, prompt, slo_class, priority, attempts, session, *_, place = self._arrived()
+        hashes = _NO_HASHES
         if self._has_content:
-            world = self._memory.world
-            first = int(self._memory.numbers(int(world["block_offsets"]) + 8 * r, 1)[0])
-            at = int(world["block_ids"]) + 8 * first
-            hashes = self._memory.numbers(at, prompt // self._specs[0].block_size).copy()
+            blocks = prompt // self._specs[0].block_size
+            hashes = self._memory.numbers(place, blocks).copy()
         return RequestView(
             prompt_tokens=prompt,
-            arrival_s=self.now_ns / NS_PER_S,
-            session=int(self._session[r]),
-            slo_class=int(request["slo_class"]),
-            priority=int(self._memory.details[r]["priority"]),
-            attempt=int(request["attempts"]) - 1,
+            arrival_s=now_ns / NS_PER_S,
+            session=session,
+            slo_class=slo_class,
+            priority=priority,
+            attempt=attempts - 1,
             block_hashes=hashes,
         )
 
@@ -321,22 +327,20 @@ class Simulator:
         information: frozenset[str] = frozenset(INFORMATION_CLASSES),
     ) -> ClusterView:
         """What a router policy sees at the current ROUTE point."""
-        entry = self._session_entry()
-        engine = -1 if entry is None else int(entry["engine"])
-        age_ns = self.now_ns - int(entry["at_ns"]) if engine >= 0 else 0
+        now_ns, *_, engine, at_ns, _ = self._arrived()
         return ClusterView(
-            now_ns=self.now_ns,
+            now_ns=now_ns,
             engines=self.engines,
-            rows=self.router_rows(),
+            rows=self._memory.rows.copy(),
             session_engine=engine,
-            session_age_s=age_ns / NS_PER_S if engine >= 0 else float("inf"),
+            session_age_s=(now_ns - at_ns) / NS_PER_S if engine >= 0 else float("inf"),
             rng=rng,
             information=information,
         )
 
     def completions(self) -> list[CompletionView]:
         """Requests that left since the last call, by (time, engine, request)."""
-        if self._auto_route:
+        if not self._memory.world["completions"]:
             return []
         world = self._memory.world
         rows = self._memory.records(
@@ -426,6 +430,7 @@ class Simulator:
         """Return to a state that `snapshot()` gave."""
         state: Any = snapshot
         self._memory.overwrite(state[0])
+        self._arrival = []
         self._itl = list(state[1])
         self._waiting_for = state[2]
 
@@ -458,18 +463,13 @@ class Simulator:
             priority=columns[8],
         )
 
-    def _session_entry(self) -> Any:
-        """The record of the arriving request's session; `None` where there is none."""
-        session, world = int(self._session[self.point_request]), self._memory.world
-        if session < 0 or not world["sessions"]:
-            return None
-        at = int(world["session_places"]) + session * L.SESSION.size
-        return self._memory.records(L.SESSION, at, 1)[0]
-
-    def _remember_session(self, engine: int) -> None:
-        entry = self._session_entry()
-        if entry is not None:
-            entry["engine"], entry["at_ns"] = engine, self._memory.world["now_ns"]
+    def _arrived(self) -> list[int]:
+        """What the ROUTE point is about (`write_arrival`), with the router's table up to date."""
+        if not self._arrival:
+            out = np.empty(ARRIVAL_FIELDS, np.int64)
+            write_arrival(self._memory.address, out)
+            self._arrival = out.tolist()
+        return self._arrival
 
     def _drain_gaps(self) -> None:
         world = self._memory.world

@@ -75,29 +75,33 @@ def settle(pool):  # type: ignore[no-untyped-def]
 
 
 @inner
-def lookup(world, pool, ids, most):  # type: ignore[no-untyped-def]
-    """Leading blocks of the `most` ids from `ids` on that are cached: (hits, hits lying free)."""
+def lookup(world, pool, table, ids, most):  # type: ignore[no-untyped-def]
+    """Leading blocks of the `most` ids from `ids` on that are cached: (hits, hits lying free).
+
+    They are noted in a row of the table that nobody has taken yet.
+    """
     hits, idle = 0, 0
     while hits < most:
         place = _find(pool, block_id_of(world, ids + hits).value)
         if place < 0:
             break
-        if block_of(pool, entry_of(pool, place).oldest).references == 0:
+        number = entry_of(pool, place).oldest
+        table_of(pool, table + hits).value = number
+        if block_of(pool, number).references == 0:
             idle += 1
         hits += 1
     return hits, idle
 
 
 @inner
-def adopt(world, pool, table, ids, hits):  # type: ignore[no-untyped-def]
-    """Take a reference on the first `hits` cached blocks and enter them into the table."""
+def adopt(pool, table, hits):  # type: ignore[no-untyped-def]
+    """Take a reference on the cached blocks that `lookup` has noted."""
     for k in range(hits):
-        number = entry_of(pool, _find(pool, block_id_of(world, ids + k).value)).oldest
+        number = table_of(pool, table + k).value
         block = block_of(pool, number)
         if block.references == 0:
             _queue_unlink(pool, number)
         block.references += 1
-        table_of(pool, table + k).value = number
 
 
 @inner

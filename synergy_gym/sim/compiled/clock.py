@@ -16,6 +16,7 @@ from synergy_gym.sim.compiled.cache import lose, reset, reset_seats, settle
 from synergy_gym.sim.compiled.commit import begin_iteration, end_iteration
 from synergy_gym.sim.compiled.decodes import num_decodes
 from synergy_gym.sim.compiled.layout import (
+    BY_POLICY,
     EVENT_DOWN,
     EVENT_LOSE,
     EVENT_SLOWDOWN,
@@ -44,12 +45,14 @@ from synergy_gym.sim.compiled.reach import (
     pool_of,
     request_of,
     return_of,
+    router_of,
     row_of,
     rule_of,
     telemetry_of,
     timeout_of,
     world_at,
 )
+from synergy_gym.sim.compiled.routing import choose_engine
 from synergy_gym.sim.compiled.telemetry import commit_counts, scrape_until, settle_heartbeats
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 
@@ -120,12 +123,6 @@ def run(address):  # type: ignore[no-untyped-def]
 def batch(address):  # type: ignore[no-untyped-def]
     """`take_batch` for Python."""
     take_batch(address)
-
-
-@kernel
-def route(address, engine):  # type: ignore[no-untyped-def]
-    """`take_route` for Python."""
-    take_route(address, engine)
 
 
 @inner
@@ -264,6 +261,9 @@ def _arrive(world, now):  # type: ignore[no-untyped-def]
         return False
     if world.auto_route:
         deliver(world, r, 0, now)
+        return False
+    if router_of(world).kind != BY_POLICY:
+        deliver(world, r, choose_engine(world, r, now), now)
         return False
     world.point, world.point_request = ROUTE, r
     return True

@@ -347,11 +347,12 @@ def admit(world, engine):  # type: ignore[no-untyped-def]
 @inner
 def _admit_one(world, engine, r, known):  # type: ignore[no-untyped-def]
     pool, request, detail = pool_of(engine), request_of(world, r), detail_of(world, r)
-    hits, idle, ids = np.int64(0), np.int64(0), np.int64(0)
+    hits, idle, seat = np.int64(0), np.int64(0), np.int64(0)
     if pool.caching:
         # At least one token is recomputed: logits are needed even when all is cached.
-        ids = block_offset_of(world, r).value
-        hits, idle = lookup(world, pool, ids, full_blocks(pool, known - 1))
+        most, ids = full_blocks(pool, known - 1), block_offset_of(world, r).value
+        seat = seat_of(pool, pool.num_seats - 1).value
+        hits, idle = lookup(world, pool, seat * pool.table_width, ids, most)
     need = blocks_for(pool, known) - hits + idle
     if engine.running > 0:
         need += engine.watermark_blocks
@@ -360,8 +361,8 @@ def _admit_one(world, engine, r, known):  # type: ignore[no-untyped-def]
     computed = hits * pool.block_size
     if pool.caching:
         pool.num_seats -= 1
-        detail.seat = seat_of(pool, pool.num_seats).value
-        adopt(world, pool, detail.seat * pool.table_width, ids, hits)
+        detail.seat = seat
+        adopt(pool, seat * pool.table_width, hits)
     wait_unlink(world, engine, r)
     run_append(world, engine, r)
     request.state = PREFILL

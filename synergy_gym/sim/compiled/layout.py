@@ -233,6 +233,34 @@ ENGINE = Layout("Engine", [
 ])  # fmt: skip
 """An engine, hot fields first."""
 
+ROUTER = Layout("Router", [
+    ("turn", "i8"),              # requests routed so far
+    ("state_high", "i8"),        # the generator (PCG64): its 128-bit state,
+    ("state_low", "i8"),
+    ("increment_high", "i8"),    # the odd number that a step adds,
+    ("increment_low", "i8"),
+    ("spare", "i8"),             # and the half of a 64-bit draw that the next 32-bit one takes
+    ("has_spare", "?"),
+    ("kind", "u1"),              # BY_POLICY ...
+    ("num_owners", "i4"),
+    ("weights", "i8"),           # place of float64 numbers, one per engine
+    ("num_weights", "i8"),
+    ("owners", "i8"),            # place of NUMBERs: engine of every place of the ring
+    ("session_places", "i8"),    # place of NUMBERs: where each session begins on the ring
+])  # fmt: skip
+"""A declarative router (`types.RouterRule`)."""
+(
+    BY_POLICY,
+    ROUND_ROBIN,
+    RANDOM,
+    WEIGHTED,
+    BY_SESSION,
+    LEAST_OUTSTANDING,
+    POWER_OF_TWO,
+    LEAST_KV,
+    LEAST_LOADED,
+) = range(9)
+
 HEARTBEAT_NONE, HEARTBEAT_IDLE, HEARTBEAT_OVERWRITE = 0, 1, 2
 
 WORLD = Layout("World", [
@@ -295,6 +323,7 @@ WORLD = Layout("World", [
     ("state_size", "i8"),
     ("request_vector", "i8"),    # place of a RequestField vector, for environments
     ("request_vector_size", "i8"),
+    ("router", ROUTER.dtype),    # decides at arrivals, unless a policy does
     ("seen_now_ns", "i8"),       # what an environment has reported: time
     ("seen_met", "i8"),          # and requests within their SLOs
 ])  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numba import types
+
 from synergy_gym.sim.compiled.layout import (
     BLOCK,
     COMPLETION,
@@ -20,6 +22,7 @@ from synergy_gym.sim.compiled.layout import (
     RECENT,
     REQUEST,
     RETURN,
+    ROUTER,
     ROW,
     RULE,
     SESSION,
@@ -55,6 +58,11 @@ state_of = vector(WORLD, "state", "state_size")
 request_vector_of = vector(WORLD, "request_vector", "request_vector_size")
 
 clock_of = vector(ENGINE, "clock", "clock_size")
+router_of = part(WORLD, "router", ROUTER)
+owner_of = member(ROUTER, "owners", NUMBER)
+ring_place_of = member(ROUTER, "session_places", NUMBER)
+weights_of = vector(ROUTER, "weights", "num_weights", types.float64)
+
 pool_of = part(ENGINE, "pool", POOL)
 plan_of = part(ENGINE, "plan", STEP)
 last_of = part(ENGINE, "last", STEP)

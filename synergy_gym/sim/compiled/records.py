@@ -210,8 +210,8 @@ int64s = _array_at(types.int64)
 float32s = _array_at(types.float32)
 
 
-def vector(owner: Layout, place: str, size: str) -> Callable[[Any], Any]:
-    """The compiled function `owner -> int64 array`; place and number of values are fields."""
+def vector(owner: Layout, place: str, size: str, kind: Any = types.int64) -> Callable[[Any], Any]:
+    """The compiled function `owner -> array`; place and number of values are fields."""
 
     @intrinsic
     def vector_of(typing: Any, record: Any) -> Any:
@@ -223,6 +223,6 @@ def vector(owner: Layout, place: str, size: str) -> Callable[[Any], Any]:
             pointer = builder.gep(arguments[0], [start])
             return _array(context, builder, signature.return_type, pointer, count)
 
-        return types.Array(types.int64, 1, "C")(owner.type), generate
+        return types.Array(kind, 1, "C")(owner.type), generate
 
     return vector_of  # type: ignore[no-any-return]

@@ -1,9 +1,8 @@
 """The simulator in plain Python: the readable definition of what every decision leads to.
 
 An iteration is planned when everything at its start is known, and its effects on requests show
-at its end. The iteration itself is defined in `reference_engine`, the KV pool in
-`reference_cache`, the order of happenings in `reference_world`, what routers see in
-`reference_telemetry`. The compiled simulator gives the same results bit for bit.
+at its end. The iteration itself is defined in `engine`, the KV pool in `cache`, the order of
+happenings in `world`, what routers see in `telemetry`, declarative routers in `routing`. The compiled simulator gives the same results bit for bit.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from synergy_gym.latency.terms import check_reach
 from synergy_gym.sim.adverts import started_with
 from synergy_gym.sim.plain.engine import ReferenceEngine
 from synergy_gym.sim.plain.records import RequestTable
+from synergy_gym.sim.plain.routing import RuledRouter
 from synergy_gym.sim.plain.server import Server, request_arrays
 from synergy_gym.sim.plain.world import World
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
@@ -37,6 +37,7 @@ from synergy_gym.types import (
     Outcome,
     RequestRecords,
     RequestView,
+    RouterRule,
     StepReport,
     TelemetrySpec,
 )
@@ -66,6 +67,7 @@ class ReferenceSimulator:
             `None` for zeros.
         auto_route: send arrivals to the only engine, without ROUTE points.
         record_itl: keep the gaps between tokens of scored requests.
+        router: routes by this rule, with this generator, instead of stopping at ROUTE points.
         make_engine: makes what plans and commits the iterations of engine i with this spec; a
             `ReferenceEngine` by default.
 
@@ -91,6 +93,7 @@ class ReferenceSimulator:
         adverts: Sequence[EngineAdvert | None] | None = None,
         auto_route: bool = False,
         record_itl: bool = False,
+        router: tuple[RouterRule, np.random.Generator] | None = None,
         make_engine: Callable[[int, EngineSpec], ReferenceEngine] | None = None,
     ) -> None:
         chosen = [None] * len(engines) if rules is None else list(rules)
@@ -110,6 +113,7 @@ class ReferenceSimulator:
         table = RequestTable(workload, self.slos, warmup_ns, horizon_ns, record_itl)
         self._world = World(servers, workload, table, client, events, horizon_ns, auto_route)
         self._stop_ns = stop_ns
+        self._router = None if router is None else RuledRouter(*router)
 
     @property
     def now_ns(self) -> int:
@@ -141,7 +145,10 @@ class ReferenceSimulator:
                 break
             world.now_ns = instant
             self._point = world.act()
-            if self._point != DONE:
+            if self._point == ROUTE and self._router is not None:
+                session = int(self.workload.session[self.point_request])
+                self.route(self._router.choose(self.router_rows(), session))
+            elif self._point != DONE:
                 return self._point
         world.truncate()
         return DONE
