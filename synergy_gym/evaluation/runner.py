@@ -65,7 +65,9 @@ class Result:
         timings: how long it took; nothing in `summary` depends on it. `build_s` and `play_s`
             are wall clock. A decision's time is processor time of the deciding thread, which
             other load on the machine does not lengthen (what a policy does in other threads is
-            not in it), of the first 256 decisions and every 16th of the rest; it covers `observe` and `decide` or `route`, not the making of the view.
+            not in it), of the first 256 decisions and every 16th of the rest; it covers `observe`
+            and `decide` or `route`, not the making of the view. A router that the simulator plays
+            by a rule takes no decisions in this sense.
         manifest: what is needed to play the episode again.
     """
 

@@ -2,7 +2,8 @@
 
 An iteration is planned when everything at its start is known, and its effects on requests show
 at its end. The iteration itself is defined in `engine`, the KV pool in `cache`, the order of
-happenings in `world`, what routers see in `telemetry`, declarative routers in `routing`. The compiled simulator gives the same results bit for bit.
+happenings in `world`, what routers see in `telemetry`, declarative routers in `routing`. The
+compiled simulator gives the same results bit for bit.
 """
 
 from __future__ import annotations
