@@ -39,7 +39,7 @@ from synergy_gym.jit import direct, inner, kernel
 from synergy_gym.observation import Float32Array
 from synergy_gym.sim.compiled.clock import advance, take_batch
 from synergy_gym.sim.compiled.reach import engine_of, world_at
-from synergy_gym.sim.compiled.records import float32s
+from synergy_gym.sim.compiled.records import float32s, int64s
 from synergy_gym.sim.memory import Memory
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.types import IntArray
@@ -85,39 +85,82 @@ def _observe(world, io, point):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _plan(address, controls, held):  # type: ignore[no-untyped-def]
+def _plan(address, controls, control_size, held, held_size):  # type: ignore[no-untyped-def]
     """Plan the iteration of a BATCH point by the decision that the engine holds."""
     world = world_at(address)
     i = world.point_engine
-    choose(world, engine_of(world, i), controls[i], held[i], HELD_ACTION)
+    control = int64s(controls + 8 * control_size * i, control_size)
+    decision = int64s(held + 8 * held_size * i, held_size)
+    choose(world, engine_of(world, i), control, decision, HELD_ACTION)
     take_batch(address)
 
 
 @inner
-def _go_on(address, io, controls, held, iterations):  # type: ignore[no-untyped-def]
-    """Repeat held decisions up to the next point where the agent decides, and observe it."""
+def _holds(world, held, held_size):  # type: ignore[no-untyped-def]
+    """Whether the engine of a BATCH point goes by its last decision."""
+    decision = int64s(held + 8 * held_size * world.point_engine, held_size)
+    return world.now_ns < decision[HELD_UNTIL]
+
+
+@inner
+def _go_on(  # type: ignore[no-untyped-def]
+    address, io, controls, control_size, held, held_size, iterations
+):
+    """Repeat held decisions up to the next point where the agent decides, and observe it.
+
+    Returns (kind of the point, iterations planned).
+    """
     world = world_at(address)
     point = advance(address)
-    while point == BATCH and world.now_ns < held[world.point_engine, HELD_UNTIL]:
-        _plan(address, controls, held)
+    while point == BATCH and _holds(world, held, held_size):
+        _plan(address, controls, control_size, held, held_size)
         iterations += 1
         point = advance(address)
     if point != DONE:
         _observe(world, io, point)
+    return point, iterations
+
+
+@inner
+def _outcome(address, point, iterations):  # type: ignore[no-untyped-def]
+    world = world_at(address)
     _, dt_s, reward = outcome(world, point)
     return np.int64(point), world.point_engine, dt_s, reward, np.int64(iterations)
 
 
 @kernel
-def _route(address, io, controls, held, engine):  # type: ignore[no-untyped-def]
+def _route(  # type: ignore[no-untyped-def]
+    address, io_address, controls, control_size, held, held_size, engine
+):
+    io = float32s(io_address, ANY)
     send_request(world_at(address), address, engine)
-    return _go_on(address, float32s(io, ANY), controls, held, 0)
+    point, count = _go_on(address, io, controls, control_size, held, held_size, 0)
+    return _outcome(address, point, count)
 
 
 @kernel
-def _batch(address, io, controls, held):  # type: ignore[no-untyped-def]
-    _plan(address, controls, held)
-    return _go_on(address, float32s(io, ANY), controls, held, 1)
+def _batch(address, io_address, controls, control_size, held, held_size):  # type: ignore[no-untyped-def]
+    io = float32s(io_address, ANY)
+    _plan(address, controls, control_size, held, held_size)
+    point, count = _go_on(address, io, controls, control_size, held, held_size, 1)
+    return _outcome(address, point, count)
+
+
+@inner
+def play_joint(  # type: ignore[no-untyped-def]
+    address, io, controls, control_size, held, held_size, interval_ns, actions, at
+):
+    """Take the legal joint action at `actions[at:]` for whoever decides; as `_go_on`."""
+    world = world_at(address)
+    if world.point == ROUTE:
+        send_request(world, address, actions[at])
+        return _go_on(address, io, controls, control_size, held, held_size, 0)
+    decision = int64s(held + 8 * held_size * world.point_engine, held_size)
+    decision[HELD_UNTIL] = world.now_ns + interval_ns
+    for k in range(held_size - 1):
+        decision[HELD_ACTION + k] = actions[at + 1 + k]
+    _plan(address, controls, control_size, held, held_size)
+    return _go_on(address, io, controls, control_size, held, held_size, 1)
 
 
 class JointStep:
@@ -133,8 +176,15 @@ class JointStep:
     def __init__(
         self, memory: Memory, io: Float32Array, controls: IntArray, held: IntArray
     ) -> None:
-        self._kept = memory, io  # the arguments are their addresses
-        self._arrays = memory.address, io.ctypes.data, controls, held
+        self._kept = memory, io, controls, held  # the arguments are their addresses
+        self._arrays = (
+            memory.address,
+            io.ctypes.data,
+            controls.ctypes.data,
+            controls.shape[1],
+            held.ctypes.data,
+            held.shape[1],
+        )
         self._route, self._batch = direct(_route), direct(_batch)
 
     def route(self, engine: int) -> JointOutcome:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from synergy_gym.envs.fused import ANY, outcome, play_route
 from synergy_gym.envs.fused_engine import is_legal, play_action
+from synergy_gym.envs.fused_joint import play_joint
 from synergy_gym.jit import inner, kernel
 from synergy_gym.observation import Float32Array
-from synergy_gym.sim.compiled.reach import world_at
+from synergy_gym.sim.compiled.reach import engine_of, world_at
 from synergy_gym.sim.compiled.records import float32s, int64s
 from synergy_gym.sim.memory import Memory
 from synergy_gym.sim.points import DONE
 from synergy_gym.types import IntArray
 
-V_WHO, V_MEMORY, V_IO, V_IO_SIZE, V_CONTROL = range(5)
+V_WHO, V_MEMORY, V_IO, V_IO_SIZE, V_CONTROL, V_CONTROL_SIZE, V_HELD, V_INTERVAL = range(8)
 VECTOR_ROW = 8
 """Numbers per sub-environment."""
 
@@ -42,10 +43,16 @@ def write_row(
     table[i, V_WHO] = who
     if control is not None:
         table[i, V_CONTROL] = control.ctypes.data
+        table[i, V_CONTROL_SIZE] = control.shape[-1]
     if memory is not None:
         table[i, V_MEMORY] = memory.address
     if io is not None:
         table[i, V_IO], table[i, V_IO_SIZE] = io.ctypes.data, io.size
+
+
+def write_held(table: IntArray, i: int, held: IntArray, interval_ns: int) -> None:
+    """Enter where the held decisions of sub-environment `i` lie, and how long a new one holds."""
+    table[i, V_HELD], table[i, V_INTERVAL] = held.ctypes.data, interval_ns
 
 
 @inner
@@ -117,6 +124,47 @@ def step_routers(table, actions, observations, rewards, dt_s, ended, engines):  
             continue
         io = float32s(table[t + V_IO], table[t + V_IO_SIZE])
         point, dt_s[i], rewards[i] = play_route(table[t + V_MEMORY], io, actions[i])
+        _show(io, observations, i)
+        ended[i] = point == DONE
+        done += point == DONE
+    return done
+
+
+@kernel
+def step_joints(  # type: ignore[no-untyped-def]
+    table, actions, observations, rewards, dt_s, ended, iterations, turns, met_by
+):
+    """Take one decision of either layer in every cluster whose row says so; see `step_engines`.
+
+    `turns` gets (kind of the next point, engine that a BATCH point is about), `met_by` the requests
+    per engine that met their SLOs, both int64 with a row per sub-environment. The observation at
+    the end of an episode is left to the caller.
+    """
+    width, flat, engines = actions.shape[1], actions.reshape(actions.size), met_by.shape[1]
+    for i in range(len(rewards)):
+        t = i * VECTOR_ROW
+        control = int64s(table[t + V_CONTROL], table[t + V_CONTROL_SIZE])
+        legal = 0 <= actions[i, 0] < engines and is_legal(control, flat, i * width + 1)
+        if table[t + V_WHO] != WHO_NOBODY and not legal:
+            return -1 - i
+    done = 0
+    for i in range(len(rewards)):
+        t = i * VECTOR_ROW
+        rewards[i], dt_s[i], ended[i] = 0.0, 0.0, False
+        if table[t + V_WHO] != WHO_KERNEL:
+            continue
+        world = world_at(table[t + V_MEMORY])
+        io = float32s(table[t + V_IO], table[t + V_IO_SIZE])
+        point, iterations[i] = play_joint(
+            table[t + V_MEMORY], io, table[t + V_CONTROL], table[t + V_CONTROL_SIZE],
+            table[t + V_HELD], width, table[t + V_INTERVAL], flat, i * width,
+        )  # fmt: skip
+        _, dt_s[i], rewards[i] = outcome(world, point)
+        turns[i, 0], turns[i, 1] = point, world.point_engine
+        for k in range(engines):
+            engine = engine_of(world, k)
+            met_by[i, k] = engine.met - engine.seen_met
+            engine.seen_met = engine.met
         _show(io, observations, i)
         ended[i] = point == DONE
         done += point == DONE

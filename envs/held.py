@@ -23,13 +23,14 @@ class HeldDecisions:
         interval_ns: how long a decision holds; 0: for one iteration.
 
     Attributes:
+        interval_ns: as given.
         table: int64 `(engines, 1 + numbers of an action)`, see `HELD_UNTIL` and `HELD_ACTION`;
             the compiled step reads it.
     """
 
     def __init__(self, actions: Sequence[EngineActions], interval_ns: int) -> None:
         self._actions = actions
-        self._interval_ns = interval_ns
+        self.interval_ns = interval_ns
         self.table: IntArray = np.zeros((len(actions), 1 + len(actions[0].sizes)), np.int64)
 
     def take(self, engine: int, action: Any, now_ns: int) -> None:
@@ -39,7 +40,7 @@ class HeldDecisions:
             ValueError: the action lies outside the engine's space.
         """
         values = self._actions[engine].values(action)
-        self.table[engine] = [now_ns + self._interval_ns, *values]
+        self.table[engine] = [now_ns + self.interval_ns, *values]
 
     def holds(self, engine: int, now_ns: int) -> bool:
         """Whether an iteration that begins now goes by the engine's last decision."""

@@ -60,7 +60,7 @@ class EngineBatchingVectorEnv(ServingVectorEnv):
         worlds: WorldRanges | None = None,
         **arguments: Any,
     ) -> None:
-        maker = _Maker(EngineBatchingEnv, num_envs, worlds, arguments)
+        maker = Maker(EngineBatchingEnv, num_envs, worlds, arguments)
         super().__init__(maker, num_envs, autoreset_mode)
         first: Any = self._core(0)
         self._counted = first.decision_interval_s is not None
@@ -118,7 +118,7 @@ class ClusterRoutingVectorEnv(ServingVectorEnv):
         worlds: WorldRanges | None = None,
         **arguments: Any,
     ) -> None:
-        maker = _Maker(ClusterRoutingEnv, num_envs, worlds, arguments)
+        maker = Maker(ClusterRoutingEnv, num_envs, worlds, arguments)
         super().__init__(maker, num_envs, autoreset_mode)
         self._engines = int(self.single_action_space.n)  # type: ignore[attr-defined]
 
@@ -129,8 +129,8 @@ class ClusterRoutingVectorEnv(ServingVectorEnv):
         return self._run(numbers, step, self._engines)
 
 
-class _Maker:
-    """Makes sub-environment i from arguments that are for all or list one value each."""
+class Maker:
+    """Makes sub-environments from arguments that are for all or list one value each."""
 
     def __init__(
         self, build: Any, num_envs: int, worlds: WorldRanges | None, arguments: dict[str, Any]
@@ -143,6 +143,7 @@ class _Maker:
             raise ValueError(f"{list(self._each)} come from `worlds`; give one or the other")
 
     def __call__(self, i: int) -> gym.Env[Any, Any]:
+        """Sub-environment i."""
         if self._worlds is not None:
             return DomainRandomization(
                 lambda scenario: self._build(scenario=scenario, **self._common), self._worlds

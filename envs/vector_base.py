@@ -166,11 +166,23 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         core = self._core(i)
         who = WHO_PYTHON
         arrays: tuple[Any, ...] = (self._control(i),)
-        if core.is_compiled:
+        if self._is_compiled(i):
             who, arrays = WHO_KERNEL, (*arrays, core.memory, core.io)
         write_row(self._table, i, who, *arrays)
-        self._kept[i] = arrays  # the table knows only addresses
+        self._kept[i] = (*arrays, *self._enter_more(i))  # the table knows only addresses
         self._all_compiled = bool((self._table[:, 0] == WHO_KERNEL).all())
+
+    def _is_compiled(self, i: int) -> bool:
+        """Whether the compiled call can step sub-environment i in its present episode."""
+        return self._core(i).is_compiled
+
+    def _enter_more(self, i: int) -> tuple[Any, ...]:
+        """Note what else the compiled call needs of sub-environment i; returns what to keep."""
+        del i
+        return ()
+
+    def _resume(self, i: int) -> None:
+        """Let sub-environment i know what compiled steps have brought, before it is asked."""
 
     # -- steps -------------------------------------------------------------------------
 
@@ -258,6 +270,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
     def _step_one(self, i: int, numbers: IntArray, step: VectorStep, *, compiled: bool) -> None:
         """Sub-environment i: the end of a compiled episode, or a step in Python."""
         if compiled:
+            self._resume(i)
             observation, reward, info = self._core(i).end_compiled()
             info = self._ended_info(info, step, i)
             truncated = True

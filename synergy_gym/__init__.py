@@ -32,6 +32,7 @@ _ENVIRONMENTS = {
 _VECTOR_ENVIRONMENTS = {
     "EngineBatching": "synergy_gym.envs.vector:EngineBatchingVectorEnv",
     "ClusterRouting": "synergy_gym.envs.vector:ClusterRoutingVectorEnv",
+    "CrossLayer": "synergy_gym.envs.vector_joint:CrossLayerVectorEnv",
 }
 _VERSIONS: dict[str, dict[str, dict[str, Any]]] = {
     "v0": {

@@ -73,7 +73,7 @@ def stepped(envs: Any, actions: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("way", COPIES)
-@pytest.mark.parametrize("name", ["EngineBatching", "ClusterRouting"])
+@pytest.mark.parametrize("name", ["EngineBatching", "ClusterRouting", "CrossLayer"])
 def test_a_copy_of_a_vector_environment_goes_on_alone(
     name: str, way: str, rng: np.random.Generator
 ) -> None:

@@ -13,8 +13,11 @@ import numpy as np
 
 from synergy_gym.jit import inner
 from synergy_gym.sim.compiled.reach import block_id_of, block_of, entry_of, seat_of, table_of
+from synergy_gym.sim.compiled.records import prefetch
 
 _MIXER = 0x9E3779B97F4A7C15
+AHEAD = 8
+"""Memory is asked for so many blocks ahead: blocks and map are larger than a core's caches."""
 
 
 @inner
@@ -81,15 +84,24 @@ def lookup(world, pool, table, ids, most):  # type: ignore[no-untyped-def]
     They are noted in a row of the table that nobody has taken yet.
     """
     hits, idle = 0, 0
+    for k in range(min(most, AHEAD)):
+        prefetch(entry_of(pool, _home(pool, block_id_of(world, ids + k).value)))
     while hits < most:
+        if hits + AHEAD < most:
+            prefetch(entry_of(pool, _home(pool, block_id_of(world, ids + hits + AHEAD).value)))
         place = _find(pool, block_id_of(world, ids + hits).value)
         if place < 0:
             break
         number = entry_of(pool, place).oldest
+        prefetch(block_of(pool, number))
         table_of(pool, table + hits).value = number
-        if block_of(pool, number).references == 0:
-            idle += 1
         hits += 1
+    for k in range(hits):
+        block = block_of(pool, table_of(pool, table + k).value)
+        if block.references == 0:
+            prefetch(block_of(pool, block.queue_previous))
+            prefetch(block_of(pool, block.queue_next))
+            idle += 1
     return hits, idle
 
 
@@ -108,7 +120,8 @@ def adopt(pool, table, hits):  # type: ignore[no-untyped-def]
 def take(pool, table, held, wanted):  # type: ignore[no-untyped-def]
     """Fill a row of the table up to `wanted` blocks from the front of the free queue."""
     for k in range(held, wanted):
-        table_of(pool, table + k).value = _take_one(pool)
+        number = _take_one(pool)
+        table_of(pool, table + k).value = number
 
 
 @inner
@@ -127,6 +140,7 @@ def release(pool, table, count):  # type: ignore[no-untyped-def]
     Blocks without content return to the front of the free queue, cached ones to its end.
     """
     for k in range(count):
+        prefetch(block_of(pool, table_of(pool, table + min(k + AHEAD, count - 1)).value))
         number = table_of(pool, table + k).value
         block = block_of(pool, number)
         block.references -= 1
@@ -145,6 +159,9 @@ def _take_one(pool):  # type: ignore[no-untyped-def]
     number = pool.first_free
     _queue_unlink(pool, number)
     block = block_of(pool, number)
+    following = block_of(pool, pool.first_free)
+    prefetch(block_of(pool, following.queue_next))
+    prefetch(entry_of(pool, _home(pool, following.content)))
     if block.content != 0:
         _forget(pool, block)
     block.references = 1

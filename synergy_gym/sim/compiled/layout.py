@@ -224,6 +224,7 @@ ENGINE = Layout("Engine", [
     ("steps", "i8"),             # iterations planned so far, empty ones included
     ("decision_hash", "i8"),
     ("met", "i8"),               # scored requests that finished here within their SLOs
+    ("seen_met", "i8"),          # what an environment has reported of them
     ("last_rank", "i8"),         # of the running list
     ("pool", POOL.dtype),
     ("plan", STEP.dtype),        # the iteration being planned or in flight

@@ -169,6 +169,23 @@ def address_of(typing: Any, record: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typing: Any, record: Any) -> Any:
+    """Ask for a record's cache line ahead of its use; the record need not exist."""
+    del typing
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del signature
+        int32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), int32, int32, int32])
+        called = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        # For writing, to be kept in all levels, of the data cache.
+        builder.call(called, [arguments[0], *(ir.Constant(int32, n) for n in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(record), generate
+
+
+@intrinsic
 def copy(typing: Any, target: Any, source: Any) -> Any:
     """Make one record equal to another of its layout."""
     del typing
