@@ -319,18 +319,21 @@ def evaluate(
     began, rules = time.perf_counter(), [policy.rule() for policy in engines]
     episode = {"scenario": world, "load": load, "seed": seed, "workload": workload, "rules": rules}
     episode |= {"auto_route": len(engines) == 1, "record_itl": record_itl}
-    # Whoever watches or records a simulator wants to see the routes.
-    ruled = router_rule(router) if simulator is None and options is None else None
-    if ruled is not None and len(engines) > 1:
-        episode["router"] = ruled, rng
+    if simulator is None and options is None:  # who gives a simulator wants to see the routes
+        episode |= _ruled(router, rng, len(engines))
     sim = _built(options, engine_policy, simulator, episode)
-    built = time.perf_counter()
-    player = Player(sim, engines, router, rng)
+    built, player = time.perf_counter(), Player(sim, engines, router, rng)
     with closing(sim) if hasattr(sim, "close") else nullcontext():
         player.play()
         timings = _timings(player, built - began, time.perf_counter() - built, rules)
         manifest |= {} if options is None else {"live": sim.live_report()}
     return episode_result(world, sim, timings, manifest, record_itl)
+
+
+def _ruled(router: RouterPolicy, rng: np.random.Generator, engines: int) -> dict[str, Any]:
+    """A router that the simulator can play by itself, as its argument."""
+    rule = router_rule(router) if engines > 1 else None
+    return {} if rule is None else {"router": (rule, rng)}
 
 
 def _backend(backend: str, live: LiveOptions | None) -> LiveOptions | None:

@@ -10,7 +10,7 @@ import numpy as np
 from synergy_gym.latency.published import published_advert
 from synergy_gym.scenario import Scenario, stop_time_ns
 from synergy_gym.seeding import stream_seed
-from synergy_gym.sim.memory import nanoseconds
+from synergy_gym.sim.memory_build import nanoseconds
 from synergy_gym.sim.readiness import simulator_for
 from synergy_gym.types import DecisionRule, RouterRule
 from synergy_gym.workload.base import Workload

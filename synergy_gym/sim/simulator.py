@@ -28,7 +28,8 @@ from synergy_gym.sim.compiled.exports import (
     write_queue,
 )
 from synergy_gym.sim.decisions import check_decision, check_rule, is_integer
-from synergy_gym.sim.memory import Memory, World, build_memory, check_spec, check_widths
+from synergy_gym.sim.memory import Memory
+from synergy_gym.sim.memory_build import World, build_memory, check_spec, check_widths
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.types import (
     INFORMATION_CLASSES,

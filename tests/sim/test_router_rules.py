@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from numba import njit
 
 from synergy_gym.evaluation import evaluate
+from synergy_gym.policies import router_policies
 from synergy_gym.policies.base import RouterPolicy, router_rule
 from synergy_gym.policies.registry import make_router_policy
 from synergy_gym.policies.router.least_outstanding import LeastOutstanding
 from synergy_gym.policies.router.round_robin import RoundRobin
+from synergy_gym.scenario import load_scenario
 from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.compiled import layout as L
 from synergy_gym.sim.compiled.pcg64 import draw_below, draw_float, write_state
@@ -111,6 +113,16 @@ def test_a_rule_decides_as_its_policy(episode: Episode, kind: str, seed: int) ->
         assert other.log_hash() == first.log_hash()
         same(other.records(), first.records(), "records")
         assert other.met() == first.met()
+
+
+def test_every_policy_with_a_rule_is_held_to_it() -> None:
+    scenario, found = load_scenario("smoke-cluster"), set()
+    for name in router_policies():
+        policy = make_router_policy(name)
+        policy.reset(policy_stream(0), scenario.engines, scenario.slos)
+        if router_rule(policy) is not None:
+            found.add(name)
+    assert found == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,466 @@
+"""A simulation's memory before its first arrival, from plain descriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from synergy_gym.latency.terms import FS_PER_MS, UNIT
+from synergy_gym.sim.adverts import NOT_PREDICTED
+from synergy_gym.sim.compiled import layout as L
+from synergy_gym.sim.compiled.pcg64 import write_state
+from synergy_gym.sim.compiled.records import Layout
+from synergy_gym.sim.memory import LINE, Memory, Records, empty_block
+from synergy_gym.types import (
+    SLO,
+    ClientSpec,
+    DecisionRule,
+    EngineSpec,
+    EngineStateField,
+    Event,
+    IntArray,
+    RouterRow,
+    RouterRule,
+    TelemetrySpec,
+)
+from synergy_gym.workload.base import Workload
+
+GAPS = 1 << 15
+BUCKETS = 1024
+REQUEST_VECTOR = 8
+_ORDERS = {
+    "queue": L.ORDER_QUEUE,
+    "shortest-prompt": L.ORDER_SHORTEST,
+    "earliest-deadline": L.ORDER_DEADLINE,
+}
+_HEARTBEATS = {
+    "none": L.HEARTBEAT_NONE,
+    "idle-only": L.HEARTBEAT_IDLE,
+    "overwrite": L.HEARTBEAT_OVERWRITE,
+}
+_ROUTERS = {
+    "round-robin": L.ROUND_ROBIN,
+    "random": L.RANDOM,
+    "weighted": L.WEIGHTED,
+    "session": L.BY_SESSION,
+    "least-outstanding": L.LEAST_OUTSTANDING,
+    "power-of-two": L.POWER_OF_TWO,
+    "least-kv": L.LEAST_KV,
+    "least-loaded": L.LEAST_LOADED,
+}
+_EVENTS = {
+    "down": L.EVENT_DOWN,
+    "up": L.EVENT_UP,
+    "slowdown": L.EVENT_SLOWDOWN,
+    "lose_blocks": L.EVENT_LOSE,
+}
+
+
+def nanoseconds(seconds: float) -> int:
+    """Seconds as integer nanoseconds, rounded to nearest."""
+    return round(seconds * 1e9)
+
+
+class Sizer:
+    """Hands out consecutive regions of the memory."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def take(self, layout: Layout, count: int) -> int:
+        """Place of a new region of `count` records: at a cache line when it is a long one."""
+        size = count * layout.size
+        step = LINE if size >= LINE else 8
+        at = -(-self.size // step) * step
+        self.size = at + size
+        return at
+
+
+def _shift(size: int) -> int:
+    """log2 of a power of two, else -1: a shift is ten times faster than a division."""
+    return size.bit_length() - 1 if size & (size - 1) == 0 else -1
+
+
+def _map_slots(blocks: int) -> int:
+    return 1 << max(4, (2 * blocks).bit_length())
+
+
+class EngineRegions:
+    """Where one engine's side structures lie."""
+
+    def __init__(self, spec: EngineSpec, ring: int, clock: IntArray, sizer: Sizer) -> None:
+        self.planned = sizer.take(L.PLANNED, spec.max_num_seqs)
+        self.phases = sizer.take(L.PHASE, spec.block_size)
+        self.buckets = sizer.take(L.NUMBER, BUCKETS)
+        self.clock = sizer.take(L.WIDE, len(clock))
+        self.ring = sizer.take(L.PUSH, ring)
+        self.recent = sizer.take(L.RECENT, L.MEAN_STEPS)
+        self.advert = sizer.take(L.WIDE, L.ADVERT_SIZE)
+        self.table = self.seats = self.blocks = self.map = 0
+        self.width = 0
+        if spec.prefix_caching:
+            self.width = -(-spec.max_model_len // spec.block_size) + 1
+            self.table = sizer.take(L.NUMBER, spec.max_num_seqs * self.width)
+            self.seats = sizer.take(L.NUMBER, spec.max_num_seqs)
+            self.blocks = sizer.take(L.BLOCK, spec.kv_blocks + 1)
+            self.map = sizer.take(L.ENTRY, _map_slots(spec.kv_blocks))
+
+
+def check_spec(spec: EngineSpec) -> None:
+    """Raise `ValueError` when an engine cannot exist."""
+    for name in (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_model_len",
+        "kv_blocks",
+        "block_size",
+    ):
+        if getattr(spec, name) < 1:
+            raise ValueError(
+                f"engine {spec.name!r}: {name} is {getattr(spec, name)}; it must be >= 1"
+            )
+    if spec.max_num_seqs >= 1 << 21 or spec.max_num_batched_tokens >= 1 << 21:
+        raise ValueError(f"engine {spec.name!r}: limits above 2,097,151 are not supported")
+
+
+MOST_TOKENS = 1 << 30
+"""Longest prompt or output, and widest priority, that the records of requests hold."""
+
+
+def check_widths(workload: Workload, engines: int, classes: int) -> None:
+    """Raise `ValueError` when numbers of an episode do not fit into its memory."""
+    for name in ("prompt_tokens", "output_tokens", "priority"):
+        column = getattr(workload, name)
+        if len(column) and int(np.abs(column).max()) > MOST_TOKENS:
+            at = int(np.abs(column).argmax())
+            raise ValueError(
+                f"request {at}: {name} is {column[at]}; the simulator holds at most {MOST_TOKENS:,}"
+            )
+    if engines >= 1 << 15:
+        raise ValueError(f"{engines} engines; a simulation has at most {(1 << 15) - 1:,}")
+    if classes > 1 << 8:
+        raise ValueError(f"{classes} SLO classes; a simulation has at most {1 << 8}")
+
+
+def fill_engine(
+    memory: Memory, index: int, spec: EngineSpec, clock: IntArray, regions: EngineRegions
+) -> None:
+    """Write one engine and its empty side structures; its rule apart (`fill_rule`)."""
+    at, engine = memory.part(index), memory.engines[index]
+    values = {
+        "index": index, "last_end_ns": -1, "first_running": -1, "last_running": -1,
+        "first_waiting": -1, "last_waiting": -1, "priority": spec.scheduling == "priority",
+        "max_num_seqs": spec.max_num_seqs, "max_num_batched_tokens": spec.max_num_batched_tokens,
+        "max_model_len": spec.max_model_len, "watermark_blocks": spec.watermark_blocks,
+        "bucket_mask": BUCKETS - 1, "planned": regions.planned - at,
+        "phases": regions.phases - at, "buckets": regions.buckets - at,
+        "clock": regions.clock - at, "clock_size": len(clock),
+    }  # fmt: skip
+    for field, value in values.items():
+        engine[field] = value
+    engine["last"]["duration_ns"] = -1
+    memory.numbers(regions.clock, len(clock))[:] = clock
+    memory.records(L.NUMBER, regions.buckets, BUCKETS)["value"] = -1
+    phases = memory.records(L.PHASE, regions.phases, spec.block_size)
+    phases["first"] = phases["last"] = -1
+    _fill_pool(memory, index, spec, regions)
+    _fill_messages(memory, index, spec, regions)
+
+
+def _fill_pool(memory: Memory, index: int, spec: EngineSpec, regions: EngineRegions) -> None:
+    at, pool = memory.part(index, "pool"), memory.engines[index]["pool"]
+    pool["free"] = pool["total"] = pool["size"] = spec.kv_blocks
+    pool["block_size"], pool["block_shift"] = spec.block_size, _shift(spec.block_size)
+    pool["caching"] = spec.prefix_caching
+    if not spec.prefix_caching:
+        return
+    for field in ("blocks", "map", "table", "seats"):
+        pool[field] = getattr(regions, field) - at
+    pool["map_mask"] = _map_slots(spec.kv_blocks) - 1
+    pool["table_width"], pool["num_seats"] = regions.width, spec.max_num_seqs
+    seats = memory.records(L.NUMBER, regions.seats, spec.max_num_seqs)
+    seats["value"] = np.arange(spec.max_num_seqs)
+    blocks = memory.records(L.BLOCK, regions.blocks, spec.kv_blocks + 1)
+    numbers = np.arange(spec.kv_blocks + 1)
+    blocks["queue_previous"], blocks["queue_next"] = numbers - 1, numbers + 1
+    blocks["queue_next"][-1] = 0
+    pool["first_free"], pool["last_free"] = 1, spec.kv_blocks
+
+
+def _fill_messages(memory: Memory, index: int, spec: EngineSpec, regions: EngineRegions) -> None:
+    """The engine has sent one message, at its start."""
+    at, telemetry = memory.part(index, "telemetry"), memory.engines[index]["telemetry"]
+    for field in ("ring", "recent", "advert"):
+        telemetry[field] = getattr(regions, field) - at
+    telemetry["last_push_ns"], telemetry["predicted_ns"] = -1, NOT_PREDICTED
+    telemetry["total_blocks"], telemetry["pushes"] = spec.kv_blocks, 1
+    memory.records(L.PUSH, regions.ring, 1)["total_blocks"] = spec.kv_blocks
+
+
+def fill_rule(memory: Memory, index: int, spec: EngineSpec, rule: DecisionRule) -> None:
+    """Write a declarative decision into an engine."""
+    record = memory.engines[index]["rule"]
+    record["given"], record["cover_decodes"] = True, rule.cover_decodes
+    record["token_budget"], record["prefill_chunk"] = rule.token_budget, rule.prefill_chunk
+    record["max_running"] = spec.max_num_seqs if rule.max_running is None else rule.max_running
+    record["order"] = _ORDERS[rule.order]
+
+
+def fill_requests(memory: Memory, workload: Workload) -> None:
+    """Write the requests."""
+    requests, details = memory.requests, memory.details
+    requests["arrival_ns"] = np.where(workload.after >= 0, -1, workload.arrival_ns)
+    requests["prompt_tokens"] = workload.prompt_tokens
+    requests["output_tokens"] = workload.output_tokens
+    for field in ("first_token_ns", "last_token_ns", "next", "previous", "token_cap"):
+        requests[field] = -1
+    requests["slo_class"] = workload.slo_class
+    details["scheduled_ns"] = -1
+    details["priority"] = workload.priority
+
+
+def fill_events(records: Records, events: Sequence[Event]) -> None:
+    """Write the world events in time order (ties in the order given)."""
+    for i, event in enumerate(sorted(events, key=lambda event: event.at_s)):
+        value = event.blocks if event.kind == "lose_blocks" else round(event.factor * UNIT)
+        records[i] = (nanoseconds(event.at_s), value, _EVENTS[event.kind], event.engine)
+
+
+def fill_families(records: Records, workload: Workload) -> None:
+    """Write who arrives after whom: first child, next sibling, think time (-1: open loop)."""
+    child, sibling = np.full(len(workload), -1), np.full(len(workload), -1)
+    for r in range(len(workload) - 1, -1, -1):
+        parent = int(workload.after[r])
+        if parent >= 0:
+            sibling[r], child[parent] = child[parent], r
+    records["first_child"], records["next_sibling"] = child, sibling
+    records["think_ns"] = np.where(workload.after >= 0, workload.arrival_ns, -1)
+
+
+def ring_size(telemetry: TelemetrySpec, clocks: Sequence[IntArray]) -> int:
+    """Pushes that can be under way at once, with room for heartbeats."""
+    # Noise shortens an iteration to an eighth at most (StepTerms.noise_sd <= 0.25).
+    step_s = min(int(clock[0]) for clock in clocks) / (8 * FS_PER_MS * 1000)
+    pushed_s = max(telemetry.push_interval_s, step_s)
+    shortest_s = max(min(pushed_s, telemetry.heartbeat_interval_s), 1e-6)
+    return 4 + 2 * int(telemetry.push_delay_s / shortest_s)
+
+
+def fill_objectives(records: Records, slos: Sequence[SLO]) -> None:
+    """Write TTFT, TPOT and E2E limits per class in nanoseconds (-1: not declared)."""
+    for i, slo in enumerate(slos):
+        limits = (slo.ttft_s, slo.tpot_s, slo.e2e_s)
+        records[i] = tuple(-1 if limit is None else nanoseconds(limit) for limit in limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Everything that a memory is built from; see `Simulator` for the fields."""
+
+    engines: tuple[EngineSpec, ...]
+    clocks: Sequence[IntArray]
+    workload: Workload
+    slos: tuple[SLO, ...]
+    telemetry: TelemetrySpec
+    client: ClientSpec
+    events: Sequence[Event]
+    rules: Sequence[DecisionRule | None]
+    adverts: Sequence[Sequence[int]]
+    warmup_ns: int
+    horizon_ns: int
+    stop_ns: int
+    auto_route: bool
+    record_itl: bool
+    check: bool
+    router: tuple[RouterRule, np.random.Generator] | None = None
+
+    @property
+    def closed_loop(self) -> bool:
+        """Whether some request arrives only after another has left."""
+        return bool(np.any(self.workload.after >= 0))
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether something that leaves an engine can become an arrival."""
+        return self.closed_loop or self.client.max_retries > 0
+
+    @property
+    def needs_blocks(self) -> bool:
+        """Whether block identities matter to an engine or a router."""
+        caching = any(spec.prefix_caching for spec in self.engines)
+        return caching or self.workload.content is not None
+
+    @property
+    def sessions(self) -> int:
+        """Session ids that the router's memory must hold."""
+        n = len(self.workload)
+        return int(self.workload.session.max()) + 1 if n and not self.auto_route else 0
+
+    @property
+    def first_request(self) -> int:
+        """The first request that nobody has to wait for."""
+        opened = np.flatnonzero(self.workload.after < 0)
+        return int(opened[0]) if len(opened) else len(self.workload)
+
+
+def _reserve(world: World, sizer: Sizer) -> dict[str, int]:
+    """Places of the world, but for block ids."""
+    n, engines = len(world.workload), len(world.engines)
+    attempts = n * (1 + world.client.max_retries)
+    places = {
+        "engines": sizer.take(L.ENGINE, engines),
+        "rows": sizer.take(L.ROW, engines),
+        "state": sizer.take(L.WIDE, len(EngineStateField)),
+        "request_vector": sizer.take(L.WIDE, REQUEST_VECTOR),
+        "objectives": sizer.take(L.OBJECTIVE, max(len(world.slos), 1)),
+        "events": sizer.take(L.EVENT, len(world.events)),
+        "returns": sizer.take(L.RETURN, n + 1 if world.dynamic else 1),
+    }
+    if world.client.max_retries > 0:
+        places["true_outputs"] = sizer.take(L.NUMBER, n)
+    if world.client.timeout_s > 0:
+        places["timeouts_size"] = attempts + 1
+        places["timeouts"] = sizer.take(L.TIMEOUT, attempts + 1)
+    if not world.auto_route and world.router is None:
+        places["completions"] = sizer.take(L.COMPLETION, attempts + 1)
+    if world.record_itl:
+        places["gaps_size"] = GAPS + 4 * max(spec.max_num_seqs for spec in world.engines)
+        places["gaps"] = sizer.take(L.GAP, places["gaps_size"])
+    if world.sessions:
+        places["sessions"] = sizer.take(L.NUMBER, n)
+        places["session_places"] = sizer.take(L.SESSION, world.sessions)
+    if world.closed_loop:
+        places["families"] = sizer.take(L.FAMILY, n)
+    places["requests"] = sizer.take(L.REQUEST, n)
+    places["details"] = sizer.take(L.DETAIL, n)
+    return places
+
+
+def _constants(world: World) -> dict[str, Any]:
+    """Fields of the world that are no places."""
+    waiting = len(world.engines) > 1 and any(rule is None for rule in world.rules)
+    telemetry, client = world.telemetry, world.client
+    return {
+        "num_requests": len(world.workload),
+        "num_engines": len(world.engines),
+        "rows_size": len(world.engines) * len(RouterRow),
+        "state_size": len(EngineStateField),
+        "request_vector_size": REQUEST_VECTOR,
+        "next_request": world.first_request,
+        "warmup_ns": world.warmup_ns,
+        "horizon_ns": world.horizon_ns,
+        "stop_ns": world.stop_ns,
+        "timeout_ns": nanoseconds(client.timeout_s),
+        "max_retries": client.max_retries,
+        "backoff_ns": nanoseconds(client.backoff_s),
+        "num_events": len(world.events),
+        "auto_route": world.auto_route,
+        "telemetry": not world.auto_route,
+        "ring_size": ring_size(telemetry, world.clocks),
+        "num_alive": len(world.engines),
+        "num_slo_classes": len(world.slos),
+        "check": world.check,
+        "ordered": world.dynamic or waiting,
+        "records_gaps": world.record_itl,
+        "closed_loop": world.closed_loop,
+        "push_interval_ns": nanoseconds(telemetry.push_interval_s),
+        "push_delay_ns": nanoseconds(telemetry.push_delay_s),
+        "push_loss": round(telemetry.push_loss * (1 << 32)),
+        "heartbeat": _HEARTBEATS[telemetry.heartbeat],
+        "heartbeat_interval_ns": max(nanoseconds(telemetry.heartbeat_interval_s), 1),
+        "scrape_interval_ns": max(nanoseconds(telemetry.scrape_interval_s), 1),
+    }
+
+
+def build_memory(world: World) -> Memory:
+    """The memory of a simulation before the first arrival."""
+    sizer = Sizer()
+    sizer.take(L.WORLD, 1)
+    places = _reserve(world, sizer)
+    ring = ring_size(world.telemetry, world.clocks)
+    regions = [
+        EngineRegions(spec, ring, clock, sizer)
+        for spec, clock in zip(world.engines, world.clocks, strict=True)
+    ]
+    offsets = ids = np.empty(0, np.int64)
+    if world.needs_blocks:
+        offsets, ids = world.workload.block_ids(world.engines[0].block_size)
+        places["block_offsets"] = sizer.take(L.WIDE, len(offsets))
+        places["block_ids"] = sizer.take(L.WIDE, len(ids))
+    ring_places = _reserve_router(world, sizer)
+    block = empty_block(sizer.size)
+    head = block[: L.WORLD.size].view(L.WORLD.dtype)
+    for field, value in (places | _constants(world)).items():
+        head[field] = value
+    memory = Memory(block)
+    _fill_world(memory, world)
+    _fill_router(memory, world, ring_places)
+    if world.needs_blocks:
+        memory.numbers(places["block_offsets"], len(offsets))[:] = offsets
+        memory.numbers(places["block_ids"], len(ids))[:] = ids
+    for index, part in enumerate(regions):
+        _fill_engine_and_row(memory, world, index, part)
+    return memory
+
+
+def _fill_world(memory: Memory, world: World) -> None:
+    n, head = len(world.workload), memory.world
+    fill_objectives(memory.records(L.OBJECTIVE, head["objectives"], len(world.slos)), world.slos)
+    fill_events(memory.records(L.EVENT, head["events"], len(world.events)), world.events)
+    fill_requests(memory, world.workload)
+    if world.closed_loop:
+        fill_families(memory.records(L.FAMILY, head["families"], n), world.workload)
+    if world.client.max_retries > 0:
+        outputs = memory.records(L.NUMBER, head["true_outputs"], n)
+        outputs["value"] = world.workload.output_tokens
+    if world.sessions:
+        memory.records(L.NUMBER, head["sessions"], n)["value"] = world.workload.session
+        known = memory.records(L.SESSION, head["session_places"], world.sessions)
+        known["engine"] = known["at_ns"] = -1
+
+
+def _reserve_router(world: World, sizer: Sizer) -> dict[str, int]:
+    if world.router is None:
+        return {}
+    rule = world.router[0]
+    return {
+        "weights": sizer.take(L.WIDE, len(rule.weights)),
+        "owners": sizer.take(L.NUMBER, len(rule.owners)),
+        "session_places": sizer.take(L.NUMBER, world.sessions if rule.place_of else 0),
+    }
+
+
+def _fill_router(memory: Memory, world: World, places: dict[str, int]) -> None:
+    if world.router is None:
+        return
+    rule, rng = world.router
+    record, at = memory.world["router"], L.WORLD.place("router")
+    write_state(record, rng)
+    record["kind"] = _ROUTERS[rule.kind]
+    record["num_weights"], record["num_owners"] = len(rule.weights), len(rule.owners)
+    for field, place in places.items():
+        record[field] = place - at
+    weights = memory.numbers(places["weights"], len(rule.weights))
+    weights.view(np.float64)[:] = rule.weights
+    memory.records(L.NUMBER, places["owners"], len(rule.owners))["value"] = rule.owners
+    if rule.place_of is not None:
+        begins = [rule.place_of(session) for session in range(world.sessions)]
+        memory.records(L.NUMBER, places["session_places"], world.sessions)["value"] = begins
+
+
+def _fill_engine_and_row(memory: Memory, world: World, index: int, regions: EngineRegions) -> None:
+    spec, rule, told = world.engines[index], world.rules[index], world.adverts[index]
+    fill_engine(memory, index, spec, world.clocks[index], regions)
+    if rule is not None:
+        fill_rule(memory, index, spec, rule)
+    telemetry = memory.engines[index]["telemetry"]
+    telemetry["next_scrape_ns"] = memory.world["scrape_interval_ns"]
+    memory.numbers(regions.advert, L.ADVERT_SIZE)[:] = told
+    memory.records(L.PUSH, regions.ring, 1)["model"] = told[L.A_MODEL :]
+    row = memory.rows[index]
+    row[RouterRow.ALIVE] = 1
+    row[RouterRow.PUSH_TOTAL_BLOCKS] = spec.kv_blocks
+    row[RouterRow.PUSH_PEAK_MILLITPS :] = told[L.A_MODEL :]
