@@ -298,14 +298,20 @@ def test_the_advert_is_the_clock(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("coverage", [0.5, 0.9, 0.99])
 def test_intervals_cover_what_they_promise(coverage: float, rng: np.random.Generator) -> None:
+    """The median of 15 engines: one in some hundred takes its noise for too large."""
+    shares = [share_inside(coverage, rng) for _ in range(15)]
+    assert np.median(shares) == pytest.approx(coverage, abs=0.03 if coverage < 0.99 else 0.008)
+
+
+def share_inside(coverage: float, rng: np.random.Generator) -> float:
+    """The share of an engine's times that were inside of the interval for them."""
+    engine, model = world(H100, rng), ContextAwareModel()
+    engine.errors(model, 300)
     inside = []
-    for _ in range(5):  # one engine in some hundred takes its noise for too large
-        engine, model = world(H100, rng), ContextAwareModel()
-        engine.errors(model, 300)
-        for step, ms in engine.teach(model, 1000):
-            low, high = model.interval_ms(step, coverage)
-            inside.append(low <= ms <= high)
-    assert np.mean(inside) == pytest.approx(coverage, abs=0.03 if coverage < 0.99 else 0.008)
+    for step, ms in engine.teach(model, 1000):
+        low, high = model.interval_ms(step, coverage)
+        inside.append(low <= ms <= high)
+    return float(np.mean(inside))
 
 
 def test_the_interval_is_wide_where_nothing_was_seen(rng: np.random.Generator) -> None:
