@@ -62,8 +62,11 @@ def test_every_form_of_action_is_compiled(
     )
     env.reset(seed=3)
     assert env._fused is not None
-    assert play(env, seed, fused=True) == play(env, seed, fused=False)
-    assert env._sim.records().preemptions.sum() > 0
+    for number in range(seed, seed + 30):  # one in ten series of random decisions preempts nobody
+        assert play(env, number, fused=True) == play(env, number, fused=False)
+        if env._sim.records().preemptions.sum() > 0:
+            return
+    pytest.fail("thirty episodes in a row without a preemption")
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,7 @@ def test_sampled_actions_are_legal_under_their_masks(
 ) -> None:
     env = stacked(failing_cluster, small_traffic)
     _, info = env.reset(seed=2)
+    env.action_space.seed(int(rng.integers(1 << 31)))
     truncated = False
     while not truncated:
         mask = env.get_wrapper_attr("action_masks")()

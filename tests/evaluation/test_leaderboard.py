@@ -207,6 +207,12 @@ def test_unknown_suite() -> None:
         find_suite("slow")
 
 
+def has_a_row(out: Path) -> bool:
+    """Whether a whole line is in the progress file, which is there a moment earlier."""
+    path = out / PROGRESS_FILE
+    return path.exists() and b"\n" in path.read_bytes()
+
+
 def _started(out: Path) -> subprocess.Popen[str]:
     """The quick suite with two workers, some episodes of which are done."""
     command = [sys.executable, "-m", "synergy_gym", "leaderboard", "--jobs", "2", "--out", str(out)]
@@ -215,7 +221,7 @@ def _started(out: Path) -> subprocess.Popen[str]:
         # A background job of a shell ignores Ctrl-C, and so would all that it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    while process.poll() is None and not (out / PROGRESS_FILE).exists():
+    while process.poll() is None and not has_a_row(out):
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[1]
     return process

@@ -17,11 +17,12 @@ import pytest
 from synergy_gym.evaluation import ray_executor
 from synergy_gym.evaluation.executors import MAX_LOSSES, ExecutorError, run_jobs
 from synergy_gym.evaluation.jobs import Job, JobResult
-from synergy_gym.evaluation.leaderboard import PROGRESS_FILE, run_leaderboard
+from synergy_gym.evaluation.leaderboard import run_leaderboard
 from synergy_gym.evaluation.ray_executor import RayExecutor, Refusal, fingerprint, play_here
 from synergy_gym.evaluation.suites import Part, Suite
 from synergy_gym.policies.agent_file import find_agent
 from tests.evaluation.losable import deadly, play_or_hang
+from tests.evaluation.test_leaderboard import has_a_row
 
 NO_RAY = "needs Ray: pip install 'synergy-gym[ray]'"
 ROOT = Path(__file__).parents[2]
@@ -118,7 +119,7 @@ def test_a_killed_run_goes_on_and_ends_as_a_local_one(cluster: Any, tmp_path: Pa
         "run_leaderboard(TINY, Path(sys.argv[2]), executor=RayExecutor(sys.argv[1]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, cluster.address, str(out)])
-    while process.poll() is None and not (out / PROGRESS_FILE).exists():
+    while process.poll() is None and not has_a_row(out):
         time.sleep(0.02)
     process.kill()
     process.wait()

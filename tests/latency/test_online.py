@@ -500,16 +500,24 @@ def teach(
     return np.array(errors)
 
 
-@pytest.mark.parametrize("form", ["stable", "six", "eight"])
-def test_it_converges_and_follows_a_throttled_gpu(form: str, rng: np.random.Generator) -> None:
+def throttled(form: str, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Mean errors of an engine once it has settled, when it slows down, and long after."""
     settings = online_settings("multi-timescale-2026", form=form, retry_s=1.0, check_period_s=5.0)
     model = OnlineSaturationModel(settings)
     teach(model, rng, 600, 1.0, 0.0)
     settled = teach(model, rng, 200, 1.0, 12.0).mean()
-    assert settled <= (0.3 if form == "stable" else 0.12)  # the stable form cannot be affine
-    assert teach(model, rng, 100, 1 / 0.7, 16.0).mean() >= settled + 0.05
+    thrown = teach(model, rng, 100, 1 / 0.7, 16.0).mean()
     teach(model, rng, 1500, 1 / 0.7, 18.0)  # more than the buffer
-    assert teach(model, rng, 200, 1 / 0.7, 48.0).mean() <= 1.3 * settled + 0.02
+    return settled, thrown, teach(model, rng, 200, 1 / 0.7, 48.0).mean()
+
+
+@pytest.mark.parametrize("form", ["stable", "six", "eight"])
+def test_it_converges_and_follows_a_throttled_gpu(form: str, rng: np.random.Generator) -> None:
+    """The mean of eight engines: without its constant term, the form of six varies a lot."""
+    settled, thrown, after = np.mean([throttled(form, rng) for _ in range(8)], axis=0)
+    assert settled <= (0.3 if form == "stable" else 0.12)  # the stable form cannot be affine
+    assert thrown >= settled + 0.05
+    assert after <= 1.3 * settled + 0.02
 
 
 def test_partial_fits_freeze_the_structure(rng: np.random.Generator) -> None:

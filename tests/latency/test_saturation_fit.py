@@ -108,11 +108,11 @@ def test_scales_are_medians_or_given(rng: np.random.Generator) -> None:
 def test_peak_is_a_percentile_of_busy_steps(
     form: Form, busy: int, percentile: int, rng: np.random.Generator
 ) -> None:
-    b, s, ms = steps_of(random_stable(rng), rng, noise=0.1)
-    model = fit_saturation(form, b, s, ms).model
+    b, s, ms = steps_of(random_stable(rng), rng, 1000, noise=0.1)
+    model = fit_saturation(form, b, s, ms, scales=(9, 10)).model  # medians make `six` refuse some
     rate = s / model.s_scale / ms
     chosen = (b >= np.percentile(b, busy)) & (s >= np.percentile(s, busy))
-    assert chosen.sum() >= 10
+    assert chosen.sum() >= 10  # about 40
     assert model.pmax == pytest.approx(np.percentile(rate[chosen], percentile))
 
 
@@ -150,7 +150,7 @@ def plane_of(b: FloatArray, s: FloatArray, ms: FloatArray) -> tuple[float, float
 
 def starts(form: Form, b: FloatArray, s: FloatArray, ms: FloatArray) -> list[float]:
     """Initial values of the non-linear stage, in the order of `BOUNDS`."""
-    slope = np.polyfit(s, ms, 1)[0]
+    slope = max(np.polyfit(s, ms, 1)[0], 1e-9)
     return {
         "stable": [0.5, 0.2, 1.0, 0.1, 0.5 * np.median(ms)],
         "six": [0.1, 0.01, slope],

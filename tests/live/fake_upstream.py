@@ -24,7 +24,7 @@ from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.types import SLO, ClusterView, CompletionView, EngineSpec, RequestView
 
 PATIENCE_S = 120.0
-QUICK = HealthSpec(interval_s=0.2, first_backoff_s=0.05, last_backoff_s=0.2, timeout_s=1.0)
+QUICK = HealthSpec(interval_s=0.2, first_backoff_s=0.05, last_backoff_s=0.2, timeout_s=10.0)
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
