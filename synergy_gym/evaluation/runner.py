@@ -294,8 +294,7 @@ def evaluate(
         warmup_s: start of the scored window, instead of the scenario's.
         horizon_s: end of arrivals and of the scored window, instead of the scenario's.
         record_itl: collect inter-token gaps, which adds the `itl_*` figures.
-        simulator: simulator class; by default the compiled one, and until that is compiled
-            the plain one for small episodes, with equal results.
+        simulator: simulator class; by default the compiled one (`sim.readiness`).
         backend: "sim" (simulated), or "vllm": real engines with the scenario's limits.
         live: how real engines are started, reached and timed; the manifest records it.
 
@@ -306,8 +305,7 @@ def evaluate(
         ValueError: an unknown policy name.
     """
     world = resolve_scenario(scenario)
-    if workload is not None:
-        world = trace_window(world, workload)
+    world = world if workload is None else trace_window(world, workload)
     world = windowed(world, warmup_s, horizon_s)
     rng = policy_stream(seed)
     router = copy.deepcopy(make_router_policy(router_policy))
@@ -319,7 +317,7 @@ def evaluate(
     began, rules = time.perf_counter(), [policy.rule() for policy in engines]
     episode = {"scenario": world, "load": load, "seed": seed, "workload": workload, "rules": rules}
     episode |= {"auto_route": len(engines) == 1, "record_itl": record_itl}
-    if simulator is None and options is None:  # who gives a simulator wants to see the routes
+    if simulator is options is None:  # who gives a simulator wants to see the routes
         episode |= _ruled(router, rng, len(engines))
     sim = _built(options, engine_policy, simulator, episode)
     built, player = time.perf_counter(), Player(sim, engines, router, rng)

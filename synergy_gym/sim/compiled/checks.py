@@ -150,7 +150,8 @@ def _check_phases(memory: Memory, index: int, running: list[int]) -> None:
     assert counts == phases["decodes"].tolist(), "invariant 4: decodes are in a wrong phase"
     if engine["pool"]["caching"]:
         for phase, members in zip(phases, found, strict=True):
-            listed, r = [], int(phase["first"])
+            listed: list[int] = []
+            r = int(phase["first"])
             while r >= 0 and len(listed) <= len(members):
                 listed.append(r)
                 r = int(memory.details[r]["edge_next"])

@@ -350,9 +350,9 @@ def _earliest(world):  # type: ignore[no-untyped-def]
         engine = engine_of(world, i)
         if engine.in_flight:
             if engine.end_ns < end:
-                end, ender = engine.end_ns, i
+                end, ender = engine.end_ns, np.int64(i)
         elif engine.running + engine.waiting > 0 and engine.ready_ns < start:
-            start, starter = engine.ready_ns, i
+            start, starter = engine.ready_ns, np.int64(i)
     return end, ender, start, starter
 
 
