@@ -141,6 +141,7 @@ class Simulator:
         self._itl: list[IntArray] = []
         self._waiting_for: int = -1
         self._arrival: list[int] = []
+        self._arrival_key: tuple[int, int] = (-1, -1)
 
     def _check(
         self,
@@ -181,7 +182,6 @@ class Simulator:
         """Run to the next decision point that no rule answers; returns its kind."""
         if self._waiting_for > 0:
             raise RuntimeError("answer the current decision point before advancing")
-        self._arrival = []
         point = run(self._memory.address)
         while point in (L.POINT_GAPS_FULL, L.POINT_CHECK):
             if point == L.POINT_CHECK:
@@ -431,7 +431,7 @@ class Simulator:
         """Return to a state that `snapshot()` gave."""
         state: Any = snapshot
         self._memory.overwrite(state[0])
-        self._arrival = []
+        self._arrival_key = -1, -1
         self._itl = list(state[1])
         self._waiting_for = state[2]
 
@@ -466,10 +466,12 @@ class Simulator:
 
     def _arrived(self) -> list[int]:
         """What the ROUTE point is about (`write_arrival`), with the router's table up to date."""
-        if not self._arrival:
+        world = self._memory.world
+        key = int(world["num_arrivals"]), int(world["now_ns"])
+        if key != self._arrival_key:  # compiled steps of environments come between
             out = np.empty(ARRIVAL_FIELDS, np.int64)
             write_arrival(self._memory.address, out)
-            self._arrival = out.tolist()
+            self._arrival, self._arrival_key = out.tolist(), key
         return self._arrival
 
     def _drain_gaps(self) -> None:

@@ -255,6 +255,7 @@ def _apply_event(world, now):  # type: ignore[no-untyped-def]
 def _arrive(world, now):  # type: ignore[no-untyped-def]
     """Take one arrival; true when it needs a routing decision."""
     r = _pop_arrival(world)
+    world.num_arrivals += 1
     begin_attempt(world, r, now)
     if world.num_alive == 0:
         leave(world, r, now, FAILED)

@@ -284,6 +284,7 @@ WORLD = Layout("World", [
     ("point_request", "i4"),
     ("point_engine", "i4"),
     ("num_alive", "i4"),
+    ("num_arrivals", "i8"),      # attempts that have arrived
     ("ordered", "?"),            # iterations of all engines are taken in time order
     ("auto_route", "?"),         # one engine, no ROUTE points
     ("telemetry", "?"),          # somebody looks at routers' rows
