@@ -28,11 +28,11 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def inner(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`kernel` for a function that only other kernels call: a fifth cheaper to compile.
+    """`kernel` for a function that only other kernels call: cheaper to compile.
 
-    It is compiled with the first of its callers, and kept with them alone.
+    It is compiled with the first of its callers, and kept with them alone (tests call it, too).
     """
-    return _compile(function, kept=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _compile(function, kept=False, no_cfunc_wrapper=True)
 
 
 def hot(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -140,7 +140,7 @@ class ReferenceSimulator:
         if self._point != DONE:
             raise RuntimeError("the last decision point is unanswered; call route() or batch()")
         world = self._world
-        while world.left < len(self.workload):
+        while world.left < len(self.workload) or world.is_iterating:
             instant = world.next_instant()
             if instant > self._stop_ns:
                 break

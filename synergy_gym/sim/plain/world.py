@@ -81,6 +81,11 @@ class World:
         sizes = {spec.block_size for spec in specs if spec.prefix_caching or needed}
         self.block_ids = {size: workload.block_ids(size) for size in sizes}
 
+    @property
+    def is_iterating(self) -> bool:
+        """Whether an iteration is in flight, maybe of requests that have all given up."""
+        return any(server.step for server in self.servers)
+
     def next_instant(self) -> int:
         """When something happens next, nanoseconds."""
         if any(server.is_ready for server in self.servers):
