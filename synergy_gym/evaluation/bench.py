@@ -7,8 +7,13 @@ machine does, not independent: repeat on a quiet one before drawing conclusions.
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +24,8 @@ from rich.table import Table
 
 from synergy_gym.evaluation.bench_row import FULL, Effort, Part, Row
 
-COLUMNS = ("name", "value", "unit", "goal", "met", "note")
-"""Of the CSV file; `goal` and `met` are empty without a goal."""
+FIELDS = tuple(field.name for field in fields(Row))
+"""Columns of the CSV file, followed by `met`, machine and date; no goal, no verdict."""
 
 
 def parts(effort: Effort = FULL) -> list[Part]:
@@ -39,7 +44,7 @@ def parts(effort: Effort = FULL) -> list[Part]:
         "EngineBatching": partial(bench_envs.engine_rows, effort),
         "ClusterRouting": partial(bench_envs.routing_rows, effort),
         "CrossLayer": partial(bench_envs.joint_rows, effort),
-        "resets": partial(bench_envs.reset_rows, effort),
+        "beginnings and ends": partial(bench_envs.ends_rows, effort),
         "vector environments": partial(bench_vector.vector_rows, effort),
         "evaluate": partial(evaluate_rows, effort),
         "cold start": partial(bench_cold.cold_rows, effort),
@@ -89,30 +94,51 @@ def _progress(console: Console) -> Iterator[Progress]:
 
 
 def write_rows(rows: list[Row], out: Path) -> None:
-    """Write rows to a CSV file."""
+    """Write rows to a CSV file, each with the machine and the day that it was measured on."""
     import pandas as pd
 
-    table = [{name: getattr(row, name) for name in COLUMNS} for row in rows]
-    pd.DataFrame(table, columns=list(COLUMNS)).to_csv(out, index=False)
+    where = {"machine": machine(), "date": datetime.now(UTC).date().isoformat()}
+    table = [{name: getattr(row, name) for name in (*FIELDS, "met")} | where for row in rows]
+    pd.DataFrame(table, columns=[*FIELDS, "met", *where]).to_csv(out, index=False)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file that `write_rows` wrote."""
+    import pandas as pd
+
+    table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    return [
+        Row(
+            name=line["name"],
+            value=float(line["value"]),
+            unit=line["unit"],
+            goal=float(line["goal"]) if line["goal"] else None,
+            at_least=line["at_least"] == "True",
+            note=line["note"],
+        )
+        for line in table.to_dict("records")
+    ]
+
+
+def machine() -> str:
+    """The processor's name, if the system tells it, and how many cores this process may use."""
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        info = ""
+    named = re.search(r"^model name\s*: (.+)$", info, re.MULTILINE)
+    name = named[1].strip() if named else platform.processor() or platform.machine()
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return f"{name}, {cores} cores"
 
 
 def print_rows(rows: list[Row]) -> None:
     """Print the measured figures beside their goals."""
-    table = Table(title="Speed, measured in this run")
+    table = Table(title=f"Speed, measured in this run ({machine()})")
     for heading in ("what", "measured", "goal", "", "note"):
         table.add_column(heading, justify="right" if heading in ("measured", "goal") else "left")
     verdicts = {True: "met", False: "MISSED", None: ""}
     for row in rows:
-        measured = f"{_figure(row.value)} {row.unit}"
-        table.add_row(row.name, measured, _goal(row), verdicts[row.met], row.note)
+        table.add_row(row.name, row.measured, row.target, verdicts[row.met], row.note)
     Console().print(table)
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _goal(row: Row) -> str:
-    if row.goal is None:
-        return "-"
-    return f"{'>=' if row.at_least else '<='} {_figure(row.goal)}"

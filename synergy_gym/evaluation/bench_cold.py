@@ -39,21 +39,21 @@ def cold_rows(effort: Effort = FULL, folder: Path | None = None) -> Iterator[Row
     """Processes that compile, and one that plays in plain Python while another compiles.
 
     Args:
-        effort: how often; a fifth of it, since a compilation takes long and varies little.
+        effort: how often; a third of it, since a compilation takes long and varies little.
         folder: keep machine code here, where it may be already; by default an empty folder for
             each repetition.
     """
     repeats = max(effort.repeats // 3, 1)
     runs = [_compiled_s(folder) for _ in range(repeats)]
     first, step = (min(column) for column in zip(*runs, strict=True))
-    note = "processor time of a process; {} s at commit 1efdedf, another run"
+    note = "processor time of a process; {} s at commit 1efdedf, in a run of its own"
     before = note.format(_BEFORE_S["evaluate"])
     yield Row('cold: evaluate("smoke"), compiled', first, "s", None, False, before)
     before = note.format(_BEFORE_S["EngineBatching"])
     yield Row("cold: a first EngineBatching-v1 step after that", step, "s", None, False, before)
     wall = best(lambda: _plain_wall_s(folder), repeats)
     name = 'cold: evaluate("smoke") in plain Python meanwhile, wall time'
-    yield Row(name, wall, "s", 5.0, False, "wall time: the compilation has a core of its own")
+    yield Row(name, wall, "s", 5.0, False, "wall time, beside the compilation")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,22 @@ def made(name: str, **arguments: Any) -> Any:
         return gym.make(name, **arguments)
 
 
+def usual_actions(env: Any, count: int = 1000) -> list[Any]:
+    """Engines in turn, large budgets, nothing held back, order as it is: an ordinary policy's.
+
+    How long a step takes follows from what was decided before; a tiny budget fills the queues.
+    """
+    engines = len(env.unwrapped.scenario.engines)
+    forms: dict[tuple[int, ...], Any] = {
+        (): lambda i: i % engines,
+        (2,): lambda i: np.array([2047, 255]),
+        (4,): lambda i: np.array([6, 4, 0, 0]),
+        (5,): lambda i: np.array([i % engines, 6, 4, 0, 0]),
+    }
+    make = forms[env.action_space.shape]
+    return [make(i) for i in range(count)]
+
+
 def steps_per_s(env: Any, actions: Sequence[Any], steps: int) -> float:
     """Steps per processor second of an environment, resets left out."""
     env.reset(seed=0)
@@ -55,15 +72,14 @@ def steps_per_s(env: Any, actions: Sequence[Any], steps: int) -> float:
     return done / spent
 
 
-def against_cartpole(
-    env: Any, actions: Sequence[Any], steps: int, effort: Effort
-) -> tuple[float, float]:
+def against_cartpole(env: Any, steps: int, effort: Effort) -> tuple[float, float]:
     """Steps per processor second of an environment and of CartPole, measured in turns."""
     cartpole = gym.make("CartPole-v1")
     steps, theirs = effort.of(steps, 10), effort.of(10_000, 10)
-    steps_per_s(env, actions[:steps], min(steps, 100))  # compiles, if it must
+    actions = usual_actions(env, min(steps, 1000))
+    steps_per_s(env, actions, min(steps, 100))  # compiles, if it must
     rates = [
-        (steps_per_s(env, actions[:steps], steps), steps_per_s(cartpole, [0, 1] * 100, theirs))
+        (steps_per_s(env, actions, steps), steps_per_s(cartpole, [0, 1] * 100, theirs))
         for _ in range(effort.repeats + 2)
     ]
     own, peer = zip(*rates, strict=True)
@@ -98,10 +114,10 @@ def router_world(engines: int) -> dict[str, Any]:
 def engine_rows(effort: Effort = FULL) -> Iterator[Row]:
     """`EngineBatching`: a step per iteration (v0), and decisions that hold (v1)."""
     every = made(IDS[0])
-    own, peer = against_cartpole(every, [np.array([2047, 255])] * 1000, 20_000, effort)
+    own, peer = against_cartpole(every, 20_000, effort)
     yield _against("EngineBatching-v0, a step per iteration", own, peer, 5.5, every)
     held = made(IDS[1])
-    own, peer = against_cartpole(held, [np.array([6, 4, 0, 0])] * 1000, 1_500, effort)
+    own, peer = against_cartpole(held, 1_500, effort)
     interval_s = held.unwrapped.decision_interval_s
     name = f"EngineBatching-v1, a step per {interval_s:g} s of simulated time"
     yield _against(name, own, peer, None, held)
@@ -111,13 +127,12 @@ def routing_rows(effort: Effort = FULL) -> Iterator[Row]:
     """`ClusterRouting` on its default scenario, and on 8 and 512 uncached engines."""
     for name in IDS[2:4]:
         env = made(name)
-        n = len(env.unwrapped.scenario.engines)
-        own, peer = against_cartpole(env, [i % n for i in range(1000)], 3_000, effort)
+        own, peer = against_cartpole(env, 3_000, effort)
         yield _against(name.split("/")[1], own, peer, 2.0, env)
     rates = {}
     for n in (8, 512):
         env = made(IDS[3], **router_world(n))
-        rates[n], peer = against_cartpole(env, [i % n for i in range(1000)], 4_000, effort)
+        rates[n], peer = against_cartpole(env, 4_000, effort)
         if n == 8:
             yield _against("ClusterRouting-v1, 8 uncached engines", rates[n], peer, 3.0, env)
     note = f"{rates[512]:,.0f} decisions/s at 512"
@@ -129,9 +144,7 @@ def joint_rows(effort: Effort = FULL) -> Iterator[Row]:
     """`CrossLayer` on its default scenario."""
     for name in IDS[4:]:
         env = made(name)
-        n = len(env.unwrapped.scenario.engines)
-        actions = [np.array([i % n, 6, 4, 0, 0]) for i in range(1000)]
-        own, peer = against_cartpole(env, actions, 3_000, effort)
+        own, peer = against_cartpole(env, 3_000, effort)
         yield _against(name.split("/")[1], own, peer, None, env)
 
 
@@ -141,14 +154,24 @@ def _against(what: str, own: float, peer: float, goal: float | None, env: Any) -
     return Row(f"{what}, against CartPole-v1", own / peer, "x", goal, True, note)
 
 
-def reset_rows(effort: Effort = FULL) -> Iterator[Row]:
-    """`reset()` of every environment on its default scenario: new traffic, a new simulator."""
+def ends_rows(effort: Effort = FULL) -> Iterator[Row]:
+    """What an episode costs beside its steps, on the default scenario of every environment.
+
+    `reset()` makes traffic and a simulator; the last step also works out the episode's metrics.
+    """
     for name in IDS:
         env = made(name)
         env.reset(seed=0)
+        label = env.unwrapped.scenario.label
         milliseconds = best(partial(_reset_s, env), effort.repeats) * 1e3
-        note = f"{env.unwrapped.scenario.label}, mean of 10 seeds"
+        note = f"{label}, mean of 10 seeds"
         yield Row(f"{name.split('/')[1]}, reset", milliseconds, "ms", None, False, note)
+    for name in IDS[1::2]:
+        env = made(name)
+        last = best(partial(_last_step_s, env), effort.repeats)
+        label = env.unwrapped.scenario.label
+        what = f"{name.split('/')[1]}, last step"
+        yield Row(what, last * 1e3, "ms", None, False, f"{label}, with the episode's metrics")
 
 
 def _reset_s(env: Any) -> float:
@@ -156,3 +179,13 @@ def _reset_s(env: Any) -> float:
     for seed in range(1, 11):
         env.reset(seed=seed)
     return (time.process_time() - begin) / 10
+
+
+def _last_step_s(env: Any) -> float:
+    _, over = env.reset(seed=0), False
+    actions = itertools.cycle(usual_actions(env))
+    while not over:
+        action = next(actions)
+        begin = time.process_time()
+        _, _, _, over, _ = env.step(action)
+    return time.process_time() - begin

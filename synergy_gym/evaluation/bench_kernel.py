@@ -51,7 +51,7 @@ def million_rows(effort: Effort = FULL) -> Iterator[Row]:
     simulation = min(m["simulate_s"] for m in measured)
     yield Row(f"{what}: simulation", simulation, "s", 0.2, False, note)
     process = min(spent for spent, _ in runs)
-    yield Row(f"{what}: whole process", process, "s", 1.2, False, "imports, traffic, simulation")
+    yield Row(f"{what}: whole process", process, "s", 1.2, False, "with imports and traffic")
     peak = min(m["peak_mb"] for m in measured)
     yield Row(f"{what}: peak memory", peak, "MB", 200, False)
 

@@ -35,6 +35,22 @@ class Row:
             return None
         return self.value >= self.goal if self.at_least else self.value <= self.goal
 
+    @property
+    def measured(self) -> str:
+        """The figure with its unit, for people."""
+        return f"{_digits(self.value)} {self.unit}"
+
+    @property
+    def target(self) -> str:
+        """The goal with its direction, for people; `-` without one."""
+        if self.goal is None:
+            return "-"
+        return f"{'>=' if self.at_least else '<='} {_digits(self.goal)}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
 
 @dataclass(frozen=True, slots=True)
 class Effort:
@@ -45,7 +61,7 @@ class Effort:
         share: of the requests, steps and seconds of a full measurement.
     """
 
-    repeats: int = 5
+    repeats: int = 7
     share: float = 1.0
 
     def of(self, full: int, least: int = 1) -> int:

@@ -18,7 +18,7 @@ from synergy_gym.evaluation import (
     bench_kernel,
     bench_vector,
 )
-from synergy_gym.evaluation.bench import parts, run_bench
+from synergy_gym.evaluation.bench import machine, parts, read_rows, run_bench
 from synergy_gym.evaluation.bench_row import Effort, Part, Row
 from synergy_gym.sim.readiness import BackgroundCompilation
 
@@ -30,7 +30,7 @@ ROWS: dict[str, tuple[Callable[[Effort], Iterator[Row]], int]] = {
     "engine": (bench_envs.engine_rows, 2),
     "routing": (bench_envs.routing_rows, 4),
     "joint": (bench_envs.joint_rows, 2),
-    "resets": (bench_envs.reset_rows, 6),
+    "ends": (bench_envs.ends_rows, 9),
     "vector": (bench_vector.vector_rows, 4),
     "evaluate": (bench_evaluate.evaluate_rows, 4),
 }
@@ -97,9 +97,16 @@ def test_rows_are_printed_and_written(tmp_path: Path, capsys: Any) -> None:
     printed = capsys.readouterr()
     assert "12,346" in printed.out
     assert "two rows" in printed.err
-    table = pd.read_csv(out)
-    assert list(table["name"]) == ["with a goal", "without"]
-    assert list(table["goal"].isna()) == [False, True]
+    assert machine() in " ".join(printed.out.split())
+    assert read_rows(out) == rows
+    assert list(pd.read_csv(out)["met"].isna()) == [False, True]
+
+
+def test_figures_are_for_people() -> None:
+    row = Row("x", 12345.6, "steps/s", 0.5, at_least=False)
+    assert (row.measured, row.target) == ("12,346 steps/s", "<= 0.5")
+    assert Row("x", 0.12345, "ms").measured == "0.123 ms"
+    assert Row("x", 0.12345, "ms").target == "-"
 
 
 def test_an_interrupted_run_has_its_rows(tmp_path: Path, capsys: Any) -> None:
