@@ -38,9 +38,8 @@ def _row(scenario: Scenario, cls: Any, goal: float | None, effort: Effort) -> Ro
 
     result = play()
     seconds = best(lambda: processor_s(play), 2 * effort.repeats)
-    requests, timings = len(result.records), result.timings
+    requests = len(result.records)
     how = "as a rule" if cls is None else "asked in Python"
-    walls = f"simulator {timings['build_s']:.3f}, episode {timings['play_s']:.3f} s of wall time"
-    note = f"{requests:,} requests in {seconds:.3f} s; traffic and {walls}"
+    note = f"{requests:,} requests in {seconds:.3f} s"
     name = f"evaluate, {scenario.name}, {_ROUTER} {how}"
     return Row(name, requests / seconds, "requests/s", goal, True, note)
