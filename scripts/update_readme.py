@@ -1,8 +1,9 @@
 """Fill the generated tables of README.md and docs/, and copy the plots that they show.
 
 A generated table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. The leaderboard
-comes from the committed board `BOARD`, the others from scenarios, registry and catalogue.
-tests/test_readme.py fails while a page differs from what this script would write.
+comes from the committed board `BOARD`, speed from `docs/speed.csv`, the others from scenarios,
+registry and catalogue. tests/test_readme.py fails while a page differs from what this script
+would write.
 
     python scripts/update_readme.py            # rewrite what is out of date
     python scripts/update_readme.py --check    # name it, and exit with 1
@@ -219,9 +220,11 @@ def _table(rows: Sequence[dict[str, str]]) -> str:
 
 sys.path.insert(0, str(ROOT / "scripts"))  # also where this file is loaded by its path
 import clock_page  # noqa: E402
+import speed_page  # noqa: E402
 
 BLOCKS: dict[str, Mapping[str, Callable[[], str]]] = {
-    "README.md": {"leaderboard": leaderboard},
+    "README.md": {"leaderboard": leaderboard, **speed_page.README},
+    "docs/speed.md": speed_page.PAGE,
     "docs/scenarios.md": {"scenarios": scenarios, "engines": engines},
     "docs/clocks.md": clock_page.BLOCKS,
     "docs/incidents.md": {"incidents": library_text},

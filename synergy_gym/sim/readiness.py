@@ -51,6 +51,12 @@ class BackgroundCompilation:
             )
         return self.is_under_way
 
+    def end(self) -> None:
+        """Stop it and wait until it is gone; what it has compiled so far is kept."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
 
 @cache
 def background() -> BackgroundCompilation:
