@@ -106,7 +106,7 @@ class EngineRegions:
             self.table = sizer.take(L.NUMBER, spec.max_num_seqs * self.width)
             self.seats = sizer.take(L.NUMBER, spec.max_num_seqs)
             self.blocks = sizer.take(L.BLOCK, spec.kv_blocks + 1)
-            self.map = sizer.take(L.ENTRY, _map_slots(spec.kv_blocks))
+            self.map = sizer.take(L.NUMBER, _map_slots(spec.kv_blocks))
 
 
 def check_spec(spec: EngineSpec) -> None:

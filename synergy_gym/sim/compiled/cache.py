@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.jit import inner
-from synergy_gym.sim.compiled.reach import block_id_of, block_of, entry_of, seat_of, table_of
+from synergy_gym.sim.compiled.reach import block_id_of, block_of, bucket_head_of, seat_of, table_of
 from synergy_gym.sim.compiled.records import prefetch
 
 _MIXER = 0x9E3779B97F4A7C15
@@ -29,7 +29,7 @@ def reset(pool):  # type: ignore[no-untyped-def]
         return
     pool.free, pool.first_free, pool.last_free = 0, 0, 0
     for i in range(pool.map_mask + 1):
-        entry_of(pool, i).content = 0
+        bucket_head_of(pool, i).value = 0
     for number in range(1, pool.total + 1):
         block = block_of(pool, number)
         block.references, block.content = 0, 0
@@ -85,23 +85,20 @@ def lookup(world, pool, table, ids, most):  # type: ignore[no-untyped-def]
     """
     hits, idle = 0, 0
     for k in range(min(most, AHEAD)):
-        prefetch(entry_of(pool, _home(pool, block_id_of(world, ids + k).value)))
+        prefetch(_bucket(pool, block_id_of(world, ids + k).value))
     while hits < most:
         if hits + AHEAD < most:
-            prefetch(entry_of(pool, _home(pool, block_id_of(world, ids + hits + AHEAD).value)))
-        place = _find(pool, block_id_of(world, ids + hits).value)
-        if place < 0:
+            prefetch(_bucket(pool, block_id_of(world, ids + hits + AHEAD).value))
+        number = _find(pool, block_id_of(world, ids + hits).value)
+        if number == 0:
             break
-        number = entry_of(pool, place).oldest
-        prefetch(block_of(pool, number))
-        table_of(pool, table + hits).value = number
-        hits += 1
-    for k in range(hits):
-        block = block_of(pool, table_of(pool, table + k).value)
+        block = block_of(pool, number)
         if block.references == 0:
             prefetch(block_of(pool, block.queue_previous))
             prefetch(block_of(pool, block.queue_next))
             idle += 1
+        table_of(pool, table + hits).value = number
+        hits += 1
     return hits, idle
 
 
@@ -161,28 +158,43 @@ def _take_one(pool):  # type: ignore[no-untyped-def]
     block = block_of(pool, number)
     following = block_of(pool, pool.first_free)
     prefetch(block_of(pool, following.queue_next))
-    prefetch(entry_of(pool, _home(pool, following.content)))
+    prefetch(_bucket(pool, following.content))
     if block.content != 0:
-        _forget(pool, block)
+        _forget(pool, number, block)
     block.references = 1
     return number
 
 
 @inner
-def _forget(pool, block):  # type: ignore[no-untyped-def]
-    place = _find(pool, block.content)
-    before, behind = block.same_previous, block.same_next
-    if before == 0 and behind == 0:
-        _delete(pool, place)
-    elif before == 0:
-        entry_of(pool, place).oldest = behind
+def _forget(pool, number, block):  # type: ignore[no-untyped-def]
+    """A block is no longer one of its content."""
+    oldest, following = _find(pool, block.content), block.same_next
+    if oldest == number:
+        _replace_in_bucket(pool, number, block, following)
+        if following != 0:
+            block_of(pool, following).same_previous = block.same_previous
     else:
-        block_of(pool, before).same_next = behind
-    if behind != 0:
-        block_of(pool, behind).same_previous = before
-    elif before != 0:
-        entry_of(pool, place).newest = before
+        block_of(pool, block.same_previous).same_next = following
+        after = following if following != 0 else oldest
+        block_of(pool, after).same_previous = block.same_previous
     block.content = 0
+
+
+@inner
+def _replace_in_bucket(pool, number, block, following):  # type: ignore[no-untyped-def]
+    """The next of the same content (0: none) stands for it from now on."""
+    behind = block.bucket_next
+    if following != 0:
+        block_of(pool, following).bucket_next = behind
+        behind = following
+    head = _bucket(pool, block.content)
+    if head.value == number:
+        head.value = behind
+        return
+    before = block_of(pool, head.value)
+    while before.bucket_next != number:
+        before = block_of(pool, before.bucket_next)
+    before.bucket_next = behind
 
 
 @inner
@@ -225,55 +237,35 @@ def _queue_prepend(pool, number):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _home(pool, content):  # type: ignore[no-untyped-def]
-    """Where the map would like to have a content."""
+def _bucket(pool, content):  # type: ignore[no-untyped-def]
+    """Where the map begins to look for a content."""
     mixed = np.uint64(content) * np.uint64(_MIXER)
-    return np.int64(mixed >> np.uint64(24)) & pool.map_mask
+    return bucket_head_of(pool, np.int64(mixed >> np.uint64(24)) & pool.map_mask)
 
 
 @inner
 def _find(pool, content):  # type: ignore[no-untyped-def]
-    """The entry of a content, or -1."""
-    i = _home(pool, content)
-    while True:
-        found = entry_of(pool, i).content
-        if found == content:
-            return i
-        if found == 0:
-            return np.int64(-1)
-        i = (i + 1) & pool.map_mask
+    """The oldest block of a content, or 0."""
+    number = _bucket(pool, content).value
+    while number != 0:
+        block = block_of(pool, number)
+        if block.content == content:
+            break
+        number = block.bucket_next
+    return number
 
 
 @inner
 def _insert(pool, content, number):  # type: ignore[no-untyped-def]
     """A block becomes the newest of its content."""
-    i = _home(pool, content)
-    entry = entry_of(pool, i)
-    while entry.content != 0 and entry.content != content:
-        i = (i + 1) & pool.map_mask
-        entry = entry_of(pool, i)
-    block = block_of(pool, number)
-    block.content, block.same_next, block.same_previous = content, 0, 0
-    if entry.content == 0:
-        entry.content, entry.oldest = content, number
-    else:
-        block.same_previous = entry.newest
-        block_of(pool, entry.newest).same_next = number
-    entry.newest = number
-
-
-@inner
-def _delete(pool, hole):  # type: ignore[no-untyped-def]
-    """Empty an entry, moving later members of its cluster up (no tombstones)."""
-    i = hole
-    while True:
-        i = (i + 1) & pool.map_mask
-        entry = entry_of(pool, i)
-        if entry.content == 0:
-            break
-        home = _home(pool, entry.content)
-        if ((i - home) & pool.map_mask) >= ((i - hole) & pool.map_mask):
-            empty = entry_of(pool, hole)
-            empty.content, empty.oldest, empty.newest = entry.content, entry.oldest, entry.newest
-            hole = i
-    entry_of(pool, hole).content = 0
+    oldest, block = _find(pool, content), block_of(pool, number)
+    block.content, block.same_next = content, 0
+    if oldest == 0:
+        head = _bucket(pool, content)
+        block.bucket_next, block.same_previous = head.value, number
+        head.value = number
+        return
+    first = block_of(pool, oldest)
+    block.same_previous = first.same_previous
+    block_of(pool, first.same_previous).same_next = number
+    first.same_previous = number

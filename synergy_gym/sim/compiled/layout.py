@@ -86,7 +86,7 @@ POOL = Layout("Pool", [
     ("table_width", "i4"),
     ("num_seats", "i4"),         # free rows of the block table
     ("blocks", "i8"),            # place of BLOCKs; block 0 is nobody
-    ("map", "i8"),               # place of the ENTRYs: an open-addressed map from content to blocks
+    ("map", "i8"),               # place of NUMBERs: first block of each bucket of a hash map
     ("table", "i8"),             # place of NUMBERs: a row of blocks per running request
     ("seats", "i8"),             # place of NUMBERs: the stack of free rows
 ])  # fmt: skip
@@ -97,15 +97,11 @@ BLOCK = Layout("Block", [
     ("references", "i4"),
     ("queue_previous", "i4"),    # links of the free queue
     ("queue_next", "i4"),
-    ("same_previous", "i4"),     # links among blocks of one content, oldest first
-    ("same_next", "i4"),
+    ("same_previous", "i4"),     # links among blocks of one content, oldest first; the oldest
+    ("same_next", "i4"),         # one's previous is the newest
+    ("bucket_next", "i4"),       # behind it in its bucket, of the oldest of its content
 ])  # fmt: skip
-
-ENTRY = Layout("Entry", [
-    ("content", "i8"),           # 0: empty
-    ("oldest", "i4"),
-    ("newest", "i4"),
-])  # fmt: skip
+"""A KV block: two of them are one cache line."""
 
 NUMBER = Layout("Number", [("value", "i4")])
 WIDE = Layout("Wide", [("value", "i8")])

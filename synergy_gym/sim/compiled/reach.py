@@ -9,7 +9,6 @@ from synergy_gym.sim.compiled.layout import (
     COMPLETION,
     DETAIL,
     ENGINE,
-    ENTRY,
     EVENT,
     FAMILY,
     GAP,
@@ -73,7 +72,7 @@ phase_of = member(ENGINE, "phases", PHASE)
 bucket_of = member(ENGINE, "buckets", NUMBER)
 
 block_of = member(POOL, "blocks", BLOCK)
-entry_of = member(POOL, "map", ENTRY)
+bucket_head_of = member(POOL, "map", NUMBER)
 table_of = member(POOL, "table", NUMBER)
 seat_of = member(POOL, "seats", NUMBER)
 
