@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -118,7 +119,7 @@ def platform_entry() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "simd": _simd(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": dict(_versions()),
     }
 
 
@@ -132,6 +133,12 @@ def _simd() -> str:
     extensions = config.get("SIMD Extensions", {})
     found = [*extensions.get("baseline", ()), *extensions.get("found", ())]
     return found[-1] if found else "unknown"
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    """Reading them takes milliseconds, and they do not change in a process."""
+    return MappingProxyType({name: _version(name) for name in PACKAGES})
 
 
 def _version(name: str) -> str:
