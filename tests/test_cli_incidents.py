@@ -75,6 +75,7 @@ def test_a_failing_policy_is_an_error(
         raise RuntimeError("no idea")
 
     monkeypatch.setattr(RoundRobin, "route", route)
+    monkeypatch.setattr(RoundRobin, "rule", lambda self: None)
     code, out, err = cli(capsys, "--router-policy", "round-robin", *QUICK)
     assert (code, out) == (1, "")
     assert "no idea" in err

@@ -56,8 +56,6 @@ from synergy_gym.types import (
 )
 from synergy_gym.workload.base import Workload
 
-_NO_HASHES: IntArray = np.empty(0, np.int64)
-_NO_HASHES.setflags(write=False)
 CHECK_VARIABLE = "SYNERGY_GYM_CHECK"
 """Environment variable: 1 checks the invariants after every iteration."""
 
@@ -141,6 +139,7 @@ class Simulator:
         self._itl: list[IntArray] = []
         self._waiting_for: int = -1
         self._arrival: list[int] = []
+        self._no_hashes: IntArray = np.empty(0, np.int64)
         self._arrival_key: tuple[int, int] = (-1, -1)
 
     def _check(
@@ -303,7 +302,7 @@ class Simulator:
     def request_view(self) -> RequestView:
         """The request of the current ROUTE point."""
         now_ns, _, prompt, slo_class, priority, attempts, session, *_, place = self._arrived()
-        hashes = _NO_HASHES
+        hashes = self._no_hashes
         if self._has_content:
             blocks = prompt // self._specs[0].block_size
             hashes = self._memory.numbers(place, blocks).copy()
