@@ -12,7 +12,7 @@ from numba.core import types
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 
-from synergy_gym.jit_cache import SturdyCache, make_sturdy, use_temporary_folder
+from synergy_gym.jit_cache import SturdyCache, keep
 from synergy_gym.jit_notice import compiling, notice, tell_trouble
 
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
@@ -93,7 +93,8 @@ class Shared(types.ExternalFunction):  # type: ignore[misc]
     def _compiler(self) -> Any:
         plain = self.sig.args, self.sig.return_type
         function = CFunc(self._function, plain, {}, {**_OPTIONS, "_nrt": False})
-        _keep(function)
+        keep(function, tell_trouble)
+        notice()
         return function
 
 
@@ -121,18 +122,6 @@ def _compile(function: Callable[..., Any], *, kept: bool, **options: bool) -> Ca
     except (KeyError, TypeError, NameError):
         compiled = numba.njit(**_OPTIONS, **options)(function)
     if kept:
-        _keep(compiled)
+        keep(compiled, tell_trouble)
+        notice()
     return compiled  # type: ignore[no-any-return]
-
-
-def _keep(compiled: Any) -> None:
-    """Keep machine code between processes, wherever that is possible."""
-    for _ in range(2):
-        try:
-            compiled.enable_caching()
-            break
-        except RuntimeError:  # numba: no folder can be written
-            if not use_temporary_folder():
-                break
-    make_sturdy(compiled, tell_trouble)
-    notice()

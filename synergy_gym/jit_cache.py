@@ -1,7 +1,9 @@
 """Where machine code is kept, and how old it may be.
 
 Numba keeps machine code beside the sources, or where these cannot be written in the user's cache
-folder. Here a cache that is damaged, foreign or cannot be written costs a compilation, never a run.
+folder; here the system's temporary folder comes last. What lies beside the sources is read in any
+case: images of containers and shared installations bring it along. A cache that is damaged, foreign
+or cannot be written costs a compilation, never a run.
 """
 
 from __future__ import annotations
@@ -14,17 +16,19 @@ import pickle
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
 
 _ROOT = Path(__file__).resolve().parent
 _COMPILES = re.compile(rb"from synergy_gym\.jit import|^(import|from) numba", re.MULTILINE)
 _IMPORT = re.compile(r"^from synergy_gym\.([\w.]+) import (\([^)]*\)|.*)", re.MULTILINE)
 _NAME = re.compile(r"\w+")
+_PREFIX = "synergy-"  # numba itself would stumble over these files
 _PROBE_BYTES = 1 << 18  # about the largest kernel
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -37,7 +41,7 @@ class DamagedError(Exception):
 
 
 class SturdyFiles:
-    """The cache files of one function, in the place and under the names that numba gives them.
+    """The cache files of one function, in the place that numba gives them.
 
     Every file begins with a hash of its content and of the sources: machine code that was cut off,
     changed, or made by another numba or of other sources is never loaded, and thus cannot crash.
@@ -45,23 +49,29 @@ class SturdyFiles:
     Args:
         files: numba's own.
         stamp: what the machine code is made of.
+        folders: where else to look for it.
     """
 
-    def __init__(self, files: Any, stamp: tuple[str, str]) -> None:
+    def __init__(self, files: Any, stamp: tuple[str, str], folders: Sequence[Path] = ()) -> None:
         self._files = files
         self._stamp = "\n".join(stamp).encode()
+        index = Path(files._index_path)
+        self._index = index.with_name(_PREFIX + index.name)
+        self._folders = (self._index.parent, *folders)
 
     def load(self, key: Any) -> Any:
         """The entry of a signature, or `None`."""
-        name = self._load_index().get(key)
-        if name is None:
-            return None
-        try:
-            kept_key, data = pickle.loads(self._read(self._files._data_path(name)))
-        except Exception:  # whatever reading a damaged or foreign file brings
-            return None
-        # Processes that write at once take the same name for different signatures.
-        return data if kept_key == key else None
+        for folder in self._folders:
+            name = self._load_index(folder).get(key)
+            if name is None:
+                continue
+            try:
+                kept_key, data = pickle.loads(self._read(folder / name))
+            except Exception:  # whatever reading a damaged or foreign file brings
+                continue
+            if kept_key == key:  # processes that write at once may take the same name
+                return data
+        return None
 
     def save(self, key: Any, data: Any) -> None:
         """Keep an entry.
@@ -69,37 +79,37 @@ class SturdyFiles:
         Raises:
             OSError: that is not possible.
         """
-        names = self._load_index()
+        names = self._load_index(self._index.parent)
         name = names.get(key)
         if name is None:
             taken = set(names.values())
-            numbered = (self._files._data_name(number) for number in itertools.count(1))
+            numbered = (_PREFIX + self._files._data_name(i) for i in itertools.count(1))
             name = next(one for one in numbered if one not in taken)
         # An index never speaks of what is not there yet.
-        self._write(self._files._data_path(name), (key, data))
-        self._write(self._files._index_path, {**names, key: name})
+        self._write(self._index.with_name(name), (key, data))
+        self._write(self._index, {**names, key: name})
 
     def flush(self) -> None:
         """Forget everything."""
-        self._write(self._files._index_path, {})
+        self._write(self._index, {})
 
-    def _load_index(self) -> dict[Any, str]:
+    def _load_index(self, folder: Path) -> dict[Any, str]:
         try:
-            names: dict[Any, str] = pickle.loads(self._read(self._files._index_path))
+            names: dict[Any, str] = pickle.loads(self._read(folder / self._index.name))
         except Exception:
             return {}
         return names
 
-    def _read(self, path: str) -> bytes:
-        data = Path(path).read_bytes()
+    def _read(self, path: Path) -> bytes:
+        data = path.read_bytes()
         content = data[hashlib.sha256().digest_size :]
         if data != self._hash(content) + content:
-            raise DamagedError(path)
+            raise DamagedError(str(path))
         return content
 
-    def _write(self, path: str, what: Any) -> None:
+    def _write(self, path: Path, what: Any) -> None:
         content = self._files._dump(what)
-        with self._files._open_for_write(path) as file:
+        with self._files._open_for_write(str(path)) as file:
             file.write(self._hash(content) + content)
 
     def _hash(self, content: bytes) -> bytes:
@@ -119,10 +129,9 @@ class SturdyCache:
         self._on_trouble = on_trouble
 
     @property
-    def cache_path(self) -> str | None:
-        """The folder, or `None` where nothing is kept."""
-        path: str | None = self._kept.cache_path
-        return path
+    def cache_path(self) -> str:
+        """The folder."""
+        return str(self._kept.cache_path)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Machine code of a signature, or `None`."""
@@ -144,8 +153,6 @@ class SturdyCache:
 
     def trouble(self) -> str:
         """Why nothing can be kept now; empty if it can."""
-        if self.cache_path is None:
-            return "no folder can be written"
         try:
             os.makedirs(self.cache_path, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.cache_path) as file:
@@ -155,17 +162,56 @@ class SturdyCache:
         return ""
 
 
-def make_sturdy(compiled: Any, on_trouble: OnTrouble) -> None:
-    """Have a function's cache know all sources, and survive damage."""
-    kept: Any = getattr(compiled, "_cache", None)
-    files: Any = getattr(kept, "_cache_file", None)
-    if hasattr(files, "_open_for_write"):
-        # Kernels are inlined across files: without the hash of all sources an edited callee would
-        # leave its callers with old machine code. Content counts, not the time of a file, which
-        # layers of container images round.
-        kept._cache_file = SturdyFiles(files, (source_hash(), _file_hash(kept._py_func, files)))
-    if hasattr(kept, "load_overload"):
-        compiled._cache = SturdyCache(kept, on_trouble)
+class _Beside(InTreeCacheLocator):  # type: ignore[misc]
+    """The folder beside the sources, whether it can be written or not."""
+
+    def ensure_cache_path(self) -> None:
+        """Writing says what is wrong."""
+
+
+class _BesideImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Beside,)
+
+
+class _BesideCache(FunctionCache):  # type: ignore[misc]
+    _impl_class = _BesideImpl
+
+
+def keep(compiled: Any, on_trouble: OnTrouble) -> None:
+    """Keep the machine code of a function between processes, wherever that is possible.
+
+    Args:
+        compiled: numba's function.
+        on_trouble: is told when an entry could not be kept.
+    """
+    if not _enabled(compiled) and not (use_temporary_folder() and _enabled(compiled)):
+        compiled._cache = _BesideCache(compiled.__wrapped__)
+    kept = compiled._cache
+    if hasattr(kept, "_cache_file"):
+        kept._cache_file = _sturdy_files(kept)
+    compiled._cache = SturdyCache(kept, on_trouble)
+
+
+def _enabled(compiled: Any) -> bool:
+    try:
+        compiled.enable_caching()
+    except RuntimeError:  # numba: no folder can be written
+        return False
+    return True
+
+
+def _sturdy_files(kept: Any) -> SturdyFiles:
+    files = kept._cache_file
+    source = Path(inspect.getfile(kept._py_func))
+    beside = source.resolve().parent / "__pycache__"
+    try:
+        own = _hash_of(source)
+    except OSError:  # a notebook's cell
+        own = str(files._source_stamp)
+    # Kernels are inlined across files: without the hash of all sources an edited callee would leave
+    # its callers with old machine code. Content counts, not the time of a file, which layers of
+    # container images round.
+    return SturdyFiles(files, (source_hash(), own), (beside,))
 
 
 def use_temporary_folder() -> bool:
@@ -194,14 +240,6 @@ def _user() -> str:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-
-
-def _file_hash(function: Any, files: Any) -> str:
-    """Hash of the file that a function is written in."""
-    try:
-        return _hash_of(Path(inspect.getfile(function)))
-    except (OSError, TypeError):  # a notebook's cell
-        return str(files._source_stamp)
 
 
 @cache

@@ -66,14 +66,14 @@ class CompileNotice(event.Listener):  # type: ignore[misc]
         if not self._said:
             trouble = kept.trouble()
             self._said, self._said_lost = True, bool(trouble)
-            _print(f"{what}; {_lost(trouble) if trouble else f'once: {_place(kept)}'}")
+            _print(f"{what}; {_lost(trouble)}" if trouble else f"{what}, once; {_place(kept)}")
 
     def say_lost(self, reason: str) -> None:
         """Machine code could not be kept after all."""
         if not self._said_lost:
             self._said = self._said_lost = True
             self._show("")
-            _print(f"compiling kernels; {_lost(reason)}")
+            _print(f"compiled kernels: {_lost(reason)}")
 
     def _show(self, text: str) -> None:
         """Overwrite what stands in a terminal's last line."""
@@ -93,7 +93,7 @@ def _lost(reason: str) -> str:
 
 
 def _place(kept: SturdyCache) -> str:
-    path = Path(kept.cache_path or "")
+    path = Path(kept.cache_path)
     return "kept beside the sources" if path.name == "__pycache__" else f"kept in {path.parent}"
 
 
