@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 import numba
 from llvmlite import binding
 from numba.core import types
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 
-from synergy_gym.jit_cache import make_sturdy, use_temporary_folder
-from synergy_gym.jit_notice import announce, compiling
+from synergy_gym.jit_cache import SturdyCache, keep
+from synergy_gym.jit_notice import compiling, notice, tell_trouble
 
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
 
@@ -62,24 +63,39 @@ class Shared(types.ExternalFunction):  # type: ignore[misc]
             Whether it is ready.
         """
         if self._loaded is None:
-            plain = self.sig.args, self.sig.return_type
-            function: Any = CFunc(self._function, plain, {}, {**_OPTIONS, "_nrt": False})
-            _keep(function)
-            code = function._cache.load_overload(
-                function._sig, function._targetdescr.target_context
-            )
-            if code is not None:
-                name = code.fndesc.llvm_cfunc_wrapper_name
-                address = code.library.get_pointer_to_function(name)
-            elif compiles:
-                with compiling(function):
-                    function.compile()
-                address = function.address
-            else:
-                return False
-            binding.add_symbol(self.symbol, address)
-            self._loaded = code or function  # the machine code lives as long as this
+            with global_compiler_lock:  # of two threads the second would free the first one's code
+                return self._loaded is not None or self._load(compiles)
         return True
+
+    @property
+    def kept(self) -> SturdyCache:
+        """Where its machine code is kept."""
+        cache: SturdyCache = self._compiler._cache
+        return cache
+
+    def _load(self, compiles: bool) -> bool:
+        function = self._compiler
+        code = function._cache.load_overload(function._sig, function._targetdescr.target_context)
+        if code is not None:
+            name = code.fndesc.llvm_cfunc_wrapper_name
+            address = code.library.get_pointer_to_function(name)
+        elif compiles:
+            with compiling(function):
+                function.compile()
+            address = function.address
+        else:
+            return False
+        binding.add_symbol(self.symbol, address)
+        self._loaded = code or function  # the machine code lives as long as this
+        return True
+
+    @cached_property
+    def _compiler(self) -> Any:
+        plain = self.sig.args, self.sig.return_type
+        function = CFunc(self._function, plain, {}, {**_OPTIONS, "_nrt": False})
+        keep(function, tell_trouble)
+        notice()
+        return function
 
 
 def shared(signature: Any) -> Callable[[Callable[..., Any]], Shared]:
@@ -106,22 +122,6 @@ def _compile(function: Callable[..., Any], *, kept: bool, **options: bool) -> Ca
     except (KeyError, TypeError, NameError):
         compiled = numba.njit(**_OPTIONS, **options)(function)
     if kept:
-        _keep(compiled)
+        keep(compiled, tell_trouble)
+        notice()
     return compiled  # type: ignore[no-any-return]
-
-
-def _keep(compiled: Any) -> None:
-    """Keep machine code between processes, wherever that is possible."""
-    try:
-        compiled.enable_caching()
-    except RuntimeError:  # numba: no folder can be written
-        use_temporary_folder()
-        compiled.enable_caching()
-    make_sturdy(compiled)
-    _announce()
-
-
-@cache
-def _announce() -> None:
-    """Once in a process."""
-    announce()

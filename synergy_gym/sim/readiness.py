@@ -6,6 +6,7 @@ in plain Python one; so the first episodes of a fresh installation need not wait
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import subprocess
@@ -13,14 +14,22 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numba
+
+from synergy_gym.jit_cache import SturdyCache
+from synergy_gym.jit_notice import notice
 from synergy_gym.workload.base import Workload
 
 VARIABLE = "SYNERGY_GYM_PLAIN_FIRST"
 """Environment variable: 0 waits for the compiled simulator instead."""
 MOST_PLAIN_S = 8.0
 """Episodes that take longer in plain Python wait for the compiled simulator."""
+MOST_WAIT_S = 300.0
+"""A compilation in the background that takes longer is not waited for."""
+_PACKAGE = Path(__file__).resolve().parents[1]
 # Measured: 3.5 (chat-h100) to 16 (hetero-3, long prompts) us per output token.
 PLAIN_OUTPUT_S, PLAIN_PROMPT_S = 4e-6, 0.5e-6
 
@@ -30,26 +39,62 @@ class BackgroundCompilation:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_tried = False
 
     @property
     def is_under_way(self) -> bool:
         """Whether it has begun and has not ended."""
         return self._process is not None and self._process.poll() is None
 
-    def begin(self) -> bool:
-        """Start it unless it ran before; whether it is under way."""
-        if self._process is None:
-            command = [sys.executable, "-P", "-m", "synergy_gym.compile_all"]
-            paths = os.pathsep.join(path for path in sys.path if path)
+    def begin(self, kept: SturdyCache) -> bool:
+        """Start it unless that was tried before; whether it is under way.
+
+        Args:
+            kept: where its machine code goes.
+        """
+        if not self._is_tried:
+            self._is_tried = True
+            if not kept.trouble():
+                self._start()
+            listener = notice()
+            if self._process is not None and listener is not None:
+                listener.say("compiling kernels in the background", kept)
+        return self.is_under_way
+
+    def _start(self) -> None:
+        flags = ["-O"] * sys.flags.optimize + ["-B"] * sys.dont_write_bytecode
+        try:
             self._process = subprocess.Popen(
-                command,
-                env={**os.environ, "PYTHONPATH": paths},
+                [sys.executable, *flags, "-P", "-m", "synergy_gym.compile_all"],
+                env=_environment(),
+                cwd=_PACKAGE,  # not where the user works
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        return self.is_under_way
+        except (OSError, ValueError):
+            return
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """This process ends; the other goes on, and whoever adopts it waits for it."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.returncode = 0  # else `Popen` complains
+
+
+def _environment() -> dict[str, str]:
+    """What the process finds the same modules and the same cache with, wherever it runs."""
+    here, home = os.path.realpath(os.curdir), str(_PACKAGE.parent)
+    paths = [os.path.abspath(path) for path in sys.path if path]
+    paths = [path for path in paths if os.path.realpath(path) != here or path == home]
+    folder = numba.config.CACHE_DIR
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths if home in paths else [*paths, home]),
+        **({"NUMBA_CACHE_DIR": os.path.abspath(folder)} if folder else {}),
+        VARIABLE: "0",
+    }
 
     def end(self) -> None:
         """Stop it and wait until it is gone; what it has compiled so far is kept."""
@@ -71,7 +116,7 @@ def simulator_for(workload: Workload, most_plain_s: float = MOST_PLAIN_S) -> Any
         workload: the traffic.
         most_plain_s: what an episode may take in plain Python, about, in seconds.
     """
-    from synergy_gym.sim.compiled.clock import load
+    from synergy_gym.sim.compiled.clock import advance, load
     from synergy_gym.sim.simulator import Simulator
 
     if load(compiles=False) or not _may_be_plain():
@@ -79,7 +124,7 @@ def simulator_for(workload: Workload, most_plain_s: float = MOST_PLAIN_S) -> Any
     if plain_s(workload) > most_plain_s:
         _wait(load)
         return Simulator
-    if not background().begin():  # it could not be kept
+    if not background().begin(advance.kept):  # it could not be kept
         return Simulator
     from synergy_gym.sim.plain.simulator import ReferenceSimulator
 
@@ -88,7 +133,8 @@ def simulator_for(workload: Workload, most_plain_s: float = MOST_PLAIN_S) -> Any
 
 def _wait(load: Callable[..., bool]) -> None:
     """Let a compilation that is under way finish, instead of doing it twice at once."""
-    while background().is_under_way and not load(compiles=False):
+    until = time.monotonic() + MOST_WAIT_S
+    while background().is_under_way and time.monotonic() < until and not load(compiles=False):
         time.sleep(0.2)
 
 
@@ -99,6 +145,8 @@ def plain_s(workload: Workload) -> float:
 
 
 def _may_be_plain() -> bool:
-    """Not in workers, and not where nothing foreign may be started."""
-    first = multiprocessing.parent_process() is None and not sys.flags.isolated
-    return first and os.environ.get(VARIABLE) != "0"
+    """Not in workers, and not where Python was told to look at nothing outside (`-I`, `-E`)."""
+    if multiprocessing.parent_process() is not None or os.environ.get(VARIABLE) == "0":
+        return False
+    is_python = bool(sys.executable) and not getattr(sys, "frozen", False)
+    return is_python and not sys.flags.isolated and not sys.flags.ignore_environment

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
+from synergy_gym.jit import kernel
 from synergy_gym.types import IntArray
 from synergy_gym.workload.base import Content, Workload
 
@@ -168,9 +165,5 @@ def _skip_unreached_python(parent: IntArray, start: IntArray) -> None:
             parent[node] = parent[parent[node]]
 
 
-def _compile(function: Callable[..., None]) -> Any:
-    return numba.njit(cache=True, boundscheck=False)(function)
-
-
-_fill_ids = _compile(_fill_ids_python)
-_skip_unreached = _compile(_skip_unreached_python)
+_fill_ids = kernel(_fill_ids_python)
+_skip_unreached = kernel(_skip_unreached_python)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 
+from synergy_gym.jit import kernel
 from synergy_gym.types import FloatArray, IntArray
 from synergy_gym.workload.spec import LengthSpec
 
@@ -190,4 +190,4 @@ def _interpolate_python(
         drawn[i] = slopes[j] * (share - shares[j]) + table[j]
 
 
-_interpolate: Any = numba.njit(cache=True, boundscheck=False)(_interpolate_python)
+_interpolate: Any = kernel(_interpolate_python)
