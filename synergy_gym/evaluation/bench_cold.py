@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
+import synergy_gym
 from synergy_gym.evaluation.bench_row import FULL, Effort, Row, best, child
 from synergy_gym.sim.readiness import VARIABLE as PLAIN_FIRST
 
@@ -58,9 +60,30 @@ def cold_rows(effort: Effort = FULL, folder: Path | None = None) -> Iterator[Row
 
 @contextmanager
 def _cache(folder: Path | None) -> Iterator[dict[str, str]]:
-    """The environment of a process that keeps machine code in a folder."""
-    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as path:
-        yield {**os.environ, CACHE: str(path)}
+    """The environment of a process that keeps machine code in a folder.
+
+    Without one it runs a copy of the sources, since the cache beside them is always looked at.
+    """
+    if folder is not None:
+        yield {**os.environ, CACHE: str(folder)}
+        return
+    with tempfile.TemporaryDirectory() as path:
+        sources = _copied_sources(Path(path) / "sources")
+        yield {**os.environ, CACHE: f"{path}/code", "PYTHONPATH": str(sources)}
+
+
+def _copied_sources(to: Path) -> Path:
+    """The package without any machine code, for the front of the import path."""
+    package = Path(synergy_gym.__file__).parent
+    beside = package.parent
+    parts = [package]
+    if (beside / "envs").is_dir():  # a checkout
+        parts += [beside / "envs", beside / "policies"]
+        to.mkdir(parents=True)
+        shutil.copy(beside / "pyproject.toml", to)
+    for part in parts:
+        shutil.copytree(part, to / part.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return to
 
 
 def _compiled_s(folder: Path | None) -> tuple[float, float]:
@@ -68,7 +91,7 @@ def _compiled_s(folder: Path | None) -> tuple[float, float]:
     with _cache(folder) as variables:
         variables[PLAIN_FIRST] = "0"
         first, step = (
-            child([sys.executable, "-c", code], variables)[0] for code in (_RESULT, _STEP)
+            child([sys.executable, "-P", "-c", code], variables)[0] for code in (_RESULT, _STEP)
         )
     return first, step
 
@@ -79,7 +102,7 @@ def _plain_wall_s(folder: Path | None) -> float:
         variables[PLAIN_FIRST] = "1"
         begin = time.perf_counter()
         with subprocess.Popen(
-            [sys.executable, "-c", _PLAIN_RESULT],
+            [sys.executable, "-P", "-c", _PLAIN_RESULT],
             env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -61,6 +61,12 @@ class BackgroundCompilation:
                 listener.say("compiling kernels in the background", kept)
         return self.is_under_way
 
+    def end(self) -> None:
+        """Stop it and wait until it is gone; what it has compiled so far is kept."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
     def _start(self) -> None:
         flags = ["-O"] * sys.flags.optimize + ["-B"] * sys.dont_write_bytecode
         try:
@@ -95,12 +101,6 @@ def _environment() -> dict[str, str]:
         **({"NUMBA_CACHE_DIR": os.path.abspath(folder)} if folder else {}),
         VARIABLE: "0",
     }
-
-    def end(self) -> None:
-        """Stop it and wait until it is gone; what it has compiled so far is kept."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
 
 
 @cache

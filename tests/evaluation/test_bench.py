@@ -20,6 +20,7 @@ from synergy_gym.evaluation import (
 )
 from synergy_gym.evaluation.bench import machine, parts, read_rows, run_bench
 from synergy_gym.evaluation.bench_row import Effort, Part, Row
+from synergy_gym.sim.compiled.clock import advance
 from synergy_gym.sim.readiness import BackgroundCompilation
 
 TINY = Effort(repeats=1, share=0.003)
@@ -123,6 +124,6 @@ def test_an_interrupted_run_has_its_rows(tmp_path: Path, capsys: Any) -> None:
 def test_a_background_compilation_can_be_ended(begun: bool) -> None:
     background = BackgroundCompilation()
     if begun:
-        assert background.begin()
+        assert background.begin(advance.kept)
     background.end()
     assert not background.is_under_way
