@@ -30,13 +30,13 @@ from synergy_gym.jit import direct, inner, kernel
 from synergy_gym.observation import Float32Array
 from synergy_gym.sim.compiled.clock import advance, take_batch, take_route
 from synergy_gym.sim.compiled.exports import write_state
+from synergy_gym.sim.compiled.lifecycle import known_session
 from synergy_gym.sim.compiled.reach import (
     detail_of,
     engine_of,
     plan_of,
     request_of,
     request_vector_of,
-    session_of,
     session_place_of,
     state_of,
     table_of_rows,
@@ -104,15 +104,9 @@ def _step_engine(address, io_address, budget, cap):  # type: ignore[no-untyped-d
 
 
 @inner
-def _session(world, r):  # type: ignore[no-untyped-def]
-    """The session of request `r` that the router remembers, -1 without one."""
-    return np.int64(-1) if world.sessions == 0 else session_of(world, r).value
-
-
-@inner
 def _write_request_vector(world, request, at):  # type: ignore[no-untyped-def]
     r = world.point_request
-    row, session, now = request_of(world, r), _session(world, r), world.now_ns
+    row, session, now = request_of(world, r), known_session(world, r), world.now_ns
     engine = np.int64(-1) if session < 0 else session_place_of(world, session).engine
     request[at + _NOW] = now
     request[at + _PROMPT] = row.prompt_tokens
@@ -142,16 +136,6 @@ def _write_observation(world, io):  # type: ignore[no-untyped-def]
 
 
 @inner
-def send_request(world, address, engine):  # type: ignore[no-untyped-def]
-    """Hand the request of the ROUTE point to an engine that exists and is up."""
-    session = _session(world, world.point_request)
-    if session >= 0:
-        place = session_place_of(world, session)
-        place.engine, place.at_ns = engine, world.now_ns
-    take_route(address, engine)
-
-
-@inner
 def observe_request(world, io):  # type: ignore[no-untyped-def]
     """Write what the router sees at a ROUTE point behind its scales in `io`."""
     _write_request_vector(world, request_vector_of(world), 0)
@@ -163,7 +147,7 @@ def observe_request(world, io):  # type: ignore[no-untyped-def]
 def play_route(address, io, engine):  # type: ignore[no-untyped-def]
     """Route, go on to the next arrival, and observe."""
     world = world_at(address)
-    send_request(world, address, engine)
+    take_route(address, engine)
     point = advance(address)
     if point == ROUTE:
         observe_request(world, io)

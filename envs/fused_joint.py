@@ -22,7 +22,6 @@ from synergy_gym.envs.fused import (
     observe_engine,
     observe_request,
     outcome,
-    send_request,
     usable_memory,
 )
 from synergy_gym.envs.fused_engine import choose
@@ -37,7 +36,7 @@ from synergy_gym.features import (
 )
 from synergy_gym.jit import direct, inner, kernel
 from synergy_gym.observation import Float32Array
-from synergy_gym.sim.compiled.clock import advance, take_batch
+from synergy_gym.sim.compiled.clock import advance, take_batch, take_route
 from synergy_gym.sim.compiled.reach import engine_of, world_at
 from synergy_gym.sim.compiled.records import float32s, int64s
 from synergy_gym.sim.memory import Memory
@@ -133,7 +132,7 @@ def _route(  # type: ignore[no-untyped-def]
     address, io_address, controls, control_size, held, held_size, engine
 ):
     io = float32s(io_address, ANY)
-    send_request(world_at(address), address, engine)
+    take_route(address, engine)
     point, count = _go_on(address, io, controls, control_size, held, held_size, 0)
     return _outcome(address, point, count)
 
@@ -153,7 +152,7 @@ def play_joint(  # type: ignore[no-untyped-def]
     """Take the legal joint action at `actions[at:]` for whoever decides; as `_go_on`."""
     world = world_at(address)
     if world.point == ROUTE:
-        send_request(world, address, actions[at])
+        take_route(address, actions[at])
         return _go_on(address, io, controls, control_size, held, held_size, 0)
     decision = int64s(held + 8 * held_size * world.point_engine, held_size)
     decision[HELD_UNTIL] = world.now_ns + interval_ns

@@ -7,6 +7,8 @@ themselves stay with their simulators, which must outlive the table's row.
 
 from __future__ import annotations
 
+import numpy as np
+
 from synergy_gym.envs.fused import ANY, outcome, play_route
 from synergy_gym.envs.fused_engine import is_legal, play_action
 from synergy_gym.envs.fused_joint import play_joint
@@ -56,11 +58,14 @@ def write_held(table: IntArray, i: int, held: IntArray, interval_ns: int) -> Non
 
 
 @inner
-def _show(io, observations, i):  # type: ignore[no-untyped-def]
+def _show(io, observations, ended, i, point):  # type: ignore[no-untyped-def]
+    """Hand on what a step has led to; 1 if its episode is over."""
     size = observations.shape[1]
     begin = len(io) - size
     for k in range(size):
         observations[i, k] = io[begin + k]
+    ended[i] = point == DONE
+    return np.int64(ended[i])
 
 
 @kernel
@@ -98,9 +103,7 @@ def step_engines(  # type: ignore[no-untyped-def]
         c = int64s(table[t + V_CONTROL], ANY)
         point, count = play_action(table[t + V_MEMORY], io, c, flat, i * width)
         _, dt_s[i], rewards[i] = outcome(world_at(table[t + V_MEMORY]), point)
-        _show(io, observations, i)
-        ended[i] = point == DONE
-        done += point == DONE
+        done += _show(io, observations, ended, i, point)
         if len(iterations) > 0:
             iterations[i] = count
     return done
@@ -124,9 +127,7 @@ def step_routers(table, actions, observations, rewards, dt_s, ended, engines):  
             continue
         io = float32s(table[t + V_IO], table[t + V_IO_SIZE])
         point, dt_s[i], rewards[i] = play_route(table[t + V_MEMORY], io, actions[i])
-        _show(io, observations, i)
-        ended[i] = point == DONE
-        done += point == DONE
+        done += _show(io, observations, ended, i, point)
     return done
 
 
@@ -155,7 +156,7 @@ def step_joints(  # type: ignore[no-untyped-def]
             continue
         world = world_at(table[t + V_MEMORY])
         io = float32s(table[t + V_IO], table[t + V_IO_SIZE])
-        point, iterations[i] = play_joint(
+        point, count = play_joint(
             table[t + V_MEMORY], io, table[t + V_CONTROL], table[t + V_CONTROL_SIZE],
             table[t + V_HELD], width, table[t + V_INTERVAL], flat, i * width,
         )  # fmt: skip
@@ -165,7 +166,7 @@ def step_joints(  # type: ignore[no-untyped-def]
             engine = engine_of(world, k)
             met_by[i, k] = engine.met - engine.seen_met
             engine.seen_met = engine.met
-        _show(io, observations, i)
-        ended[i] = point == DONE
-        done += point == DONE
+        if len(iterations) > 0:
+            iterations[i] = count
+        done += _show(io, observations, ended, i, point)
     return done

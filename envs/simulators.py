@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.readiness import simulator_for
 
 MOST_PLAIN_S = 60.0
@@ -22,8 +23,6 @@ def simulator_class(backend: str) -> Callable[..., Any]:
     if backend == "sim":
         return _soonest
     if backend == "reference":
-        from synergy_gym.sim.plain.simulator import ReferenceSimulator
-
         return ReferenceSimulator
     raise ValueError(f"backend={backend!r} is unknown; choose 'sim', 'reference' or 'vllm'")
 

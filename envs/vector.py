@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.envs.fused_vector import step_engines, step_routers
-from synergy_gym.envs.randomisation import DomainRandomization, WorldRanges
-from synergy_gym.envs.vector_base import ServingVectorEnv, VectorStep, spread
+from synergy_gym.envs.vector_base import ServingVectorEnv, VectorStep
 from synergy_gym.types import IntArray
 
-_LISTS = ("scenario", "load", "workload")
 _NO_CONTROL: IntArray = np.zeros(0, np.int64)
 
 
@@ -50,28 +46,13 @@ class EngineBatchingVectorEnv(ServingVectorEnv):
     `render_mode="human"` or `SYNERGY_GYM_CHECK=1` sub-environments are stepped one by one.
     """  # noqa: E501
 
+    single = EngineBatchingEnv
     kernel = staticmethod(step_engines)
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        worlds: WorldRanges | None = None,
-        **arguments: Any,
-    ) -> None:
-        maker = Maker(EngineBatchingEnv, num_envs, worlds, arguments)
-        super().__init__(maker, num_envs, autoreset_mode)
-        first: Any = self._core(0)
-        self._counted = first.decision_interval_s is not None
 
     def _control(self, i: int) -> IntArray:
         core: Any = self._core(i)
         control: IntArray = core.control
         return control
-
-    def _iterations(self) -> IntArray:
-        return np.empty(self.num_envs, np.int64) if self._counted else self._no_iterations
 
     def _call(self, numbers: IntArray, step: VectorStep) -> int:
         return self._run(numbers, step, step.iterations)
@@ -108,46 +89,11 @@ class ClusterRoutingVectorEnv(ServingVectorEnv):
     `SYNERGY_GYM_CHECK=1` sub-environments are stepped one by one.
     """  # noqa: E501
 
+    single = ClusterRoutingEnv
     kernel = staticmethod(step_routers)
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        worlds: WorldRanges | None = None,
-        **arguments: Any,
-    ) -> None:
-        maker = Maker(ClusterRoutingEnv, num_envs, worlds, arguments)
-        super().__init__(maker, num_envs, autoreset_mode)
-        self._engines = int(self.single_action_space.n)  # type: ignore[attr-defined]
 
     def _control(self, i: int) -> IntArray:
         return _NO_CONTROL
 
     def _call(self, numbers: IntArray, step: VectorStep) -> int:
-        return self._run(numbers, step, self._engines)
-
-
-class Maker:
-    """Makes sub-environments from arguments that are for all or list one value each."""
-
-    def __init__(
-        self, build: Any, num_envs: int, worlds: WorldRanges | None, arguments: dict[str, Any]
-    ) -> None:
-        self._build = build
-        self._worlds = worlds
-        self._common = {k: v for k, v in arguments.items() if k not in _LISTS}
-        self._each = {k: spread(k, v, num_envs) for k, v in arguments.items() if k in _LISTS}
-        if worlds is not None and self._each:
-            raise ValueError(f"{list(self._each)} come from `worlds`; give one or the other")
-
-    def __call__(self, i: int) -> gym.Env[Any, Any]:
-        """Sub-environment i."""
-        if self._worlds is not None:
-            return DomainRandomization(
-                lambda scenario: self._build(scenario=scenario, **self._common), self._worlds
-            )
-        own = {name: values[i] for name, values in self._each.items()}
-        env: gym.Env[Any, Any] = self._build(**own, **self._common)
-        return env
+        return self._run(numbers, step, int(self.single_action_space.n))  # type: ignore[attr-defined]

@@ -20,6 +20,8 @@ from synergy_gym.envs.fused_vector import (
     WHO_PYTHON,
     write_row,
 )
+from synergy_gym.envs.randomisation import WorldRanges
+from synergy_gym.envs.vector_maker import Maker
 from synergy_gym.jit import direct
 from synergy_gym.observation import Float32Array
 from synergy_gym.rewards import SLO_MET
@@ -69,27 +71,33 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
     down, Python engine policies, another backend) is stepped one by one, with equal results.
 
     Args:
-        build: makes sub-environment i.
         num_envs: how many.
         autoreset_mode: `AutoresetMode` or its value.
+        worlds: draws the world of every episode; instead of scenario and load.
+        arguments: those of the single environment, for all of them or (some) a list of one each.
 
     Attributes:
-        envs: the sub-environments, as `build` made them. Look at them, but reset and step them
-            through the vector environment.
+        envs: the sub-environments. Look at them, but reset and step them through the vector
+            environment.
 
     Raises:
         ValueError: no sub-environment, an unknown mode, or spaces that differ.
     """
 
+    single: Callable[..., gym.Env[Any, Any]]
+    """Makes a sub-environment."""
     kernel: Callable[..., int]
     """The compiled call, of `fused_vector`."""
 
     def __init__(
         self,
-        build: Callable[[int], gym.Env[Any, Any]],
-        num_envs: int,
-        autoreset_mode: str | AutoresetMode,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        worlds: WorldRanges | None = None,
+        **arguments: Any,
     ) -> None:
+        build = Maker(self.single, num_envs, worlds, arguments)
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be at least 1")
         self.num_envs = num_envs
@@ -112,7 +120,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         self._rows = self._table.reshape(-1)
         self._kept: list[tuple[Any, ...]] = [()] * num_envs
         self._shown: Float32Array = np.zeros((num_envs, self._size), np.float32)
-        self._no_iterations: IntArray = np.zeros(0, np.int64)
+        self._counted = getattr(core, "decision_interval_s", None) is not None
         self._all_compiled = False
         self._begun = False
         self._kernel = self.kernel
@@ -411,7 +419,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _iterations(self) -> IntArray:
         """Room for the iterations of each step, empty where a step is always one."""
-        return self._no_iterations
+        return np.empty(self.num_envs if self._counted else 0, np.int64)
 
     @abstractmethod
     def _control(self, i: int) -> IntArray:
@@ -458,18 +466,3 @@ def _checked_mask(mask: Any, count: int) -> BoolArray:
             f"sub-environment ({count}), and at least one True"
         )
     return mask
-
-
-def spread(name: str, value: Any, count: int) -> list[Any]:
-    """A value for every sub-environment: a list has one each, anything else is for all.
-
-    Raises:
-        ValueError: a list of another length.
-    """
-    if not isinstance(value, list | tuple):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(
-            f"{name} lists {len(value)} values for {count} sub-environments; give one each"
-        )
-    return list(value)

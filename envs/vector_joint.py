@@ -6,13 +6,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
 
 from synergy_gym.envs.cross_layer import CrossLayerEnv
 from synergy_gym.envs.fused_vector import WHO_KERNEL, step_joints, write_held
 from synergy_gym.envs.joint_spaces import LAYERS
-from synergy_gym.envs.randomisation import WorldRanges
-from synergy_gym.envs.vector import Maker
 from synergy_gym.envs.vector_base import Infos, ServingVectorEnv, VectorStep
 from synergy_gym.sim.points import ROUTE
 from synergy_gym.types import BoolArray, IntArray
@@ -47,18 +44,11 @@ class CrossLayerVectorEnv(ServingVectorEnv):
         ValueError: `action_form="dict"`; use `vectorization_mode="sync"` for it.
     """
 
+    single = CrossLayerEnv
     kernel = staticmethod(step_joints)
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        worlds: WorldRanges | None = None,
-        **arguments: Any,
-    ) -> None:
-        maker = Maker(CrossLayerEnv, num_envs, worlds, arguments)
-        super().__init__(maker, num_envs, autoreset_mode)
+    def __init__(self, num_envs: int = 1, **arguments: Any) -> None:
+        super().__init__(num_envs, **arguments)
         if isinstance(self.single_action_space, spaces.Dict):
             raise ValueError(
                 'action_form="dict" has no native vector environment; use the flat form, or '
@@ -66,7 +56,6 @@ class CrossLayerVectorEnv(ServingVectorEnv):
             )
         first = self._joint(0)
         self._is_joint = len(first.layers) == len(LAYERS)
-        self._counted = first.decision_interval_s is not None
         self._turns: IntArray = np.zeros((num_envs, 2), np.int64)
         self._met_by: IntArray = np.zeros((num_envs, len(first.engines)), np.int64)
 
@@ -92,9 +81,6 @@ class CrossLayerVectorEnv(ServingVectorEnv):
         world = core.memory.world
         core._point, core._engine = int(world["point"]), int(world["point_engine"])
 
-    def _iterations(self) -> IntArray:
-        return np.zeros(self.num_envs, np.int64)
-
     def _call(self, numbers: IntArray, step: VectorStep) -> int:
         if not self._is_joint:  # nobody is stepped by the compiled call
             step.rewards[:], step.dt_s[:], step.truncated[:] = 0.0, 0.0, False
@@ -103,16 +89,13 @@ class CrossLayerVectorEnv(ServingVectorEnv):
 
     def _ended_info(self, info: Infos, step: VectorStep, i: int) -> Infos:
         core = self._joint(i)
-        core._iterations = int(step.iterations[i])
+        if len(step.iterations):
+            core._iterations = int(step.iterations[i])
         core._met_by = core.memory.engines["seen_met"] - self._met_by[i]
         return info | core._turn()  # type: ignore[no-any-return]
 
     def _plain_infos(self, step: VectorStep) -> Infos:
-        counts = step.iterations
-        if not self._counted:
-            step.iterations = self._no_iterations
         infos = super()._plain_infos(step)
-        step.iterations = counts
         plain = np.ones(self.num_envs, np.bool_)
         plain[list(step.happened)] = False
         layers, agents = np.full((2, self.num_envs), None, object)

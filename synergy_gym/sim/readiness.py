@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,9 @@ import numba
 
 from synergy_gym.jit_cache import SturdyCache
 from synergy_gym.jit_notice import notice
+from synergy_gym.sim.compiled.clock import advance, load
+from synergy_gym.sim.plain.simulator import ReferenceSimulator
+from synergy_gym.sim.simulator import Simulator
 from synergy_gym.workload.base import Workload
 
 VARIABLE = "SYNERGY_GYM_PLAIN_FIRST"
@@ -116,22 +118,17 @@ def simulator_for(workload: Workload, most_plain_s: float = MOST_PLAIN_S) -> Any
         workload: the traffic.
         most_plain_s: what an episode may take in plain Python, about, in seconds.
     """
-    from synergy_gym.sim.compiled.clock import advance, load
-    from synergy_gym.sim.simulator import Simulator
-
     if load(compiles=False) or not _may_be_plain():
         return Simulator
     if plain_s(workload) > most_plain_s:
-        _wait(load)
+        _wait()
         return Simulator
     if not background().begin(advance.kept):  # it could not be kept
         return Simulator
-    from synergy_gym.sim.plain.simulator import ReferenceSimulator
-
     return ReferenceSimulator
 
 
-def _wait(load: Callable[..., bool]) -> None:
+def _wait() -> None:
     """Let a compilation that is under way finish, instead of doing it twice at once."""
     until = time.monotonic() + MOST_WAIT_S
     while background().is_under_way and time.monotonic() < until and not load(compiles=False):

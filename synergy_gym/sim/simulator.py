@@ -13,14 +13,13 @@ import numpy as np
 from synergy_gym.latency.terms import check_reach
 from synergy_gym.sim.adverts import predicted_ns, published, started_with
 from synergy_gym.sim.compiled import layout as L
-from synergy_gym.sim.compiled.clock import batch, load, run
+from synergy_gym.sim.compiled.clock import batch, load, route, run
 from synergy_gym.sim.compiled.decision_log import chain_arrays
 from synergy_gym.sim.compiled.exports import (
     ARRIVAL_FIELDS,
     QUEUE_FIELDS,
     engine_state,
     router_rows,
-    send,
     set_caps,
     set_order,
     write_ages,
@@ -139,7 +138,6 @@ class Simulator:
         self._itl: list[IntArray] = []
         self._waiting_for: int = -1
         self._arrival: list[int] = []
-        self._no_hashes: IntArray = np.empty(0, np.int64)
         self._arrival_key: tuple[int, int] = (-1, -1)
 
     def _check(
@@ -220,7 +218,7 @@ class Simulator:
             raise ValueError(f"engine {engine} does not exist; choose 0..{len(self.engines) - 1}")
         if self._memory.engines[engine]["down"]:
             raise ValueError(f"engine {engine} is down; choose one whose `alive` is true")
-        send(self._memory.address, int(engine))
+        route(self._memory.address, int(engine))
         self._waiting_for = -1
 
     def batch(self, decision: BatchDecision) -> None:
@@ -301,8 +299,8 @@ class Simulator:
 
     def request_view(self) -> RequestView:
         """The request of the current ROUTE point."""
-        now_ns, _, prompt, slo_class, priority, attempts, session, *_, place = self._arrived()
-        hashes = self._no_hashes
+        now_ns, prompt, slo_class, priority, attempts, session, *_, place = self._arrived()
+        hashes = np.empty(0, np.int64)
         if self._has_content:
             blocks = prompt // self._specs[0].block_size
             hashes = self._memory.numbers(place, blocks).copy()

@@ -81,11 +81,15 @@ def play(native: Any, single: list[Any], mode: AutoresetMode, seed: int, steps: 
 
 
 def legal(envs: Any, actions: Any) -> Any:
-    """Replace masked choices of a router; other actions are all legal."""
-    if actions.ndim == 1:
-        for i, mask in enumerate(envs.call("action_masks")):
-            if not mask[actions[i]]:
-                actions[i] = int(mask.argmax())
+    """Every number that is masked becomes the first legal value."""
+    space = envs.single_action_space
+    sizes = np.atleast_1d(space.nvec if actions.ndim == 2 else space.n)
+    for mask, row in zip(
+        envs.call("action_masks"), actions.reshape(envs.num_envs, -1), strict=True
+    ):
+        for k, own in enumerate(np.split(mask, np.cumsum(sizes)[:-1])):
+            if not own[row[k]]:
+                row[k] = int(own.argmax())
     return actions
 
 

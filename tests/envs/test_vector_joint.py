@@ -9,52 +9,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode
 
 import synergy_gym  # noqa: F401  # registers the environments
 from synergy_gym.envs.cross_layer import CrossLayerEnv
 from synergy_gym.envs.fused_vector import WHO_KERNEL, WHO_PYTHON
 from synergy_gym.envs.vector_joint import CrossLayerVectorEnv
 from synergy_gym.scenario import Scenario
-from tests.envs.test_vector import MODES, same
+from tests.envs.test_vector import MODES, play
 
 N = 3
-
-
-def masked(envs: Any, actions: Any, masks: Any) -> Any:
-    """Every number that is masked becomes the first legal value."""
-    sizes = envs.single_action_space.nvec if actions.ndim == 2 else [envs.single_action_space.n]
-    for i, mask in enumerate(masks):
-        row, at = np.atleast_1d(actions[i]), 0
-        for k, size in enumerate(sizes):
-            own = mask[at : at + size]
-            if not own[row[k]]:
-                row[k] = int(own.argmax())
-            at += size
-        actions[i] = row if actions.ndim == 2 else row[0]
-    return actions
-
-
-def play(native: Any, single: list[Any], mode: AutoresetMode, seed: int, steps: int = 120) -> int:
-    sync = SyncVectorEnv([lambda env=env: env for env in single], autoreset_mode=mode)
-    assert native.action_space == sync.action_space
-    assert native.observation_space == sync.observation_space
-    same(native.reset(seed=seed), sync.reset(seed=seed), "reset")
-    sync.action_space.seed(seed % 2**31)
-    ended = 0
-    for step in range(steps):
-        masks = np.stack(sync.call("action_masks"))
-        same(native.action_masks(), masks)
-        actions = masked(sync, sync.action_space.sample(), masks)
-        mine, theirs = native.step(actions), sync.step(actions)
-        same(mine, theirs, f"step {step}")
-        over = mine[3]
-        ended += int(over.sum())
-        if mode == AutoresetMode.DISABLED and over.any():
-            options = {"reset_mask": over}
-            same(native.reset(options=dict(options)), sync.reset(options=dict(options)), "mask")
-    native.close()
-    return ended
 
 
 @pytest.fixture

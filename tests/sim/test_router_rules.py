@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from synergy_gym.policies.base import RouterPolicy, router_rule
 from synergy_gym.policies.registry import make_router_policy
 from synergy_gym.policies.router.least_outstanding import LeastOutstanding
 from synergy_gym.policies.router.round_robin import RoundRobin
+from synergy_gym.router_table import RouterKind
 from synergy_gym.scenario import load_scenario
 from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.compiled import layout as L
@@ -30,16 +31,7 @@ from synergy_gym.types import INFORMATION_CLASSES, ClusterView, RequestView, Rou
 from tests.sim.test_equivalence import same
 from tests.strategies import SEEDS, Episode, choose, episodes, give
 
-KINDS = [
-    "round-robin",
-    "random",
-    "weighted",
-    "session",
-    "least-outstanding",
-    "power-of-two",
-    "least-kv",
-    "least-loaded",
-]
+KINDS = get_args(RouterKind)
 router_at = at(L.ROUTER)
 
 

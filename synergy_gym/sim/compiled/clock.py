@@ -32,6 +32,7 @@ from synergy_gym.sim.compiled.lifecycle import (
     abort,
     begin_attempt,
     deliver,
+    known_session,
     leave,
     pop_return,
     take_out,
@@ -48,6 +49,7 @@ from synergy_gym.sim.compiled.reach import (
     router_of,
     row_of,
     rule_of,
+    session_place_of,
     telemetry_of,
     timeout_of,
     world_at,
@@ -95,8 +97,12 @@ def take_batch(address):  # type: ignore[no-untyped-def]
 
 @shared(types.void(types.int64, types.int64))
 def take_route(address, engine):  # type: ignore[no-untyped-def]
-    """Hand the request of the last ROUTE point to `engine`."""
+    """Hand the request of the last ROUTE point to `engine`, where its session is from now on."""
     world = world_at(address)
+    session = known_session(world, world.point_request)
+    if session >= 0:
+        place = session_place_of(world, session)
+        place.engine, place.at_ns = engine, world.now_ns
     deliver(world, world.point_request, engine, world.now_ns)
 
 
@@ -123,6 +129,12 @@ def run(address):  # type: ignore[no-untyped-def]
 def batch(address):  # type: ignore[no-untyped-def]
     """`take_batch` for Python."""
     take_batch(address)
+
+
+@kernel
+def route(address, engine):  # type: ignore[no-untyped-def]
+    """`take_route` for Python."""
+    take_route(address, engine)
 
 
 @inner

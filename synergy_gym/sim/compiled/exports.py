@@ -6,9 +6,9 @@ Entries for Python take the address of the memory, and the index of an engine.
 from __future__ import annotations
 
 from synergy_gym.jit import inner, kernel
-from synergy_gym.sim.compiled.clock import take_route
 from synergy_gym.sim.compiled.decodes import computed_tokens, generated_tokens, is_decode
 from synergy_gym.sim.compiled.layout import DECODE
+from synergy_gym.sim.compiled.lifecycle import known_session
 from synergy_gym.sim.compiled.lists import reorder_running, reorder_waiting
 from synergy_gym.sim.compiled.reach import (
     block_offset_of,
@@ -18,7 +18,6 @@ from synergy_gym.sim.compiled.reach import (
     planned_of,
     pool_of,
     request_of,
-    session_of,
     session_place_of,
     world_at,
 )
@@ -26,7 +25,7 @@ from synergy_gym.sim.compiled.telemetry import refresh_rows
 from synergy_gym.types import NS_PER_S
 
 QUEUE_FIELDS = 9
-ARRIVAL_FIELDS = 10
+ARRIVAL_FIELDS = 9
 
 
 @inner
@@ -141,33 +140,22 @@ def set_order(address, index, running, requests):  # type: ignore[no-untyped-def
 def write_arrival(address, out):  # type: ignore[no-untyped-def]
     """What a ROUTE point is about, and the router's table brought up to date.
 
-    Writes the time, and of the request its number, prompt tokens, SLO class, priority, attempts so
-    far, session (-1: none), where that was sent last (-1) and when, and the place of its block ids.
+    Writes the time, and of the request its prompt tokens, SLO class, priority, attempts so far,
+    session (-1: none), where that was sent last (-1) and when, and the place of its block ids.
     """
     world = world_at(address)
     r = world.point_request
     request = request_of(world, r)
-    session = session_of(world, r).value if world.sessions != 0 else -1
-    out[0], out[1], out[2] = world.now_ns, r, request.prompt_tokens
-    out[3], out[4], out[5] = request.slo_class, detail_of(world, r).priority, request.attempts
-    out[6], out[7], out[8], out[9] = session, -1, -1, 0
+    session = known_session(world, r)
+    out[0], out[1], out[2] = world.now_ns, request.prompt_tokens, request.slo_class
+    out[3], out[4], out[5] = detail_of(world, r).priority, request.attempts, session
+    out[6], out[7], out[8] = -1, -1, 0
     if session >= 0:
         place = session_place_of(world, session)
-        out[7], out[8] = place.engine, place.at_ns
+        out[6], out[7] = place.engine, place.at_ns
     if world.block_offsets != 0:
-        out[9] = world.block_ids + 8 * block_offset_of(world, r).value
+        out[8] = world.block_ids + 8 * block_offset_of(world, r).value
     refresh_rows(world, world.now_ns)
-
-
-@kernel
-def send(address, engine):  # type: ignore[no-untyped-def]
-    """Route the request of a ROUTE point, and remember where its session went."""
-    world = world_at(address)
-    session = session_of(world, world.point_request).value if world.sessions != 0 else -1
-    if session >= 0:
-        place = session_place_of(world, session)
-        place.engine, place.at_ns = engine, world.now_ns
-    take_route(address, engine)
 
 
 @kernel

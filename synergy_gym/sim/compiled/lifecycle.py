@@ -20,6 +20,7 @@ from synergy_gym.sim.compiled.reach import (
     request_of,
     return_of,
     row_of,
+    session_of,
     telemetry_of,
     timeout_of,
     true_output_of,
@@ -73,6 +74,12 @@ def pop_return(world):  # type: ignore[no-untyped-def]
     here, last = return_of(world, i), return_of(world, n)
     here.at_ns, here.request = last.at_ns, last.request
     return result
+
+
+@inner
+def known_session(world, r):  # type: ignore[no-untyped-def]
+    """The session of a request that the router remembers, -1: none."""
+    return np.int64(-1) if world.sessions == 0 else session_of(world, r).value
 
 
 @inner

@@ -42,15 +42,21 @@ def run_append(world, engine, r):  # type: ignore[no-untyped-def]
 def run_unlink(world, engine, r):  # type: ignore[no-untyped-def]
     """Take `r` out of the running list."""
     request = request_of(world, r)
+    _bridge(world, request)
     if request.previous < 0:
         engine.first_running = request.next
-    else:
-        request_of(world, request.previous).next = request.next
     if request.next < 0:
         engine.last_running = request.previous
-    else:
-        request_of(world, request.next).previous = request.previous
     engine.running -= 1
+
+
+@inner
+def _bridge(world, request):  # type: ignore[no-untyped-def]
+    """Link the neighbours of a request with each other."""
+    if request.previous >= 0:
+        request_of(world, request.previous).next = request.next
+    if request.next >= 0:
+        request_of(world, request.next).previous = request.previous
 
 
 @inner
@@ -79,14 +85,11 @@ def wait_prepend(world, engine, r):  # type: ignore[no-untyped-def]
 def wait_unlink(world, engine, r):  # type: ignore[no-untyped-def]
     """Take `r` out of the waiting queue."""
     request = request_of(world, r)
+    _bridge(world, request)
     if request.previous < 0:
         engine.first_waiting = request.next
-    else:
-        request_of(world, request.previous).next = request.next
     if request.next < 0:
         engine.last_waiting = request.previous
-    else:
-        request_of(world, request.next).previous = request.previous
     engine.waiting -= 1
     engine.waiting_tokens -= request.prompt_tokens + request.generated_tokens
 

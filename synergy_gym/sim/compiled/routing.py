@@ -14,13 +14,13 @@ from synergy_gym.sim.compiled.layout import (
     ROUND_ROBIN,
     WEIGHTED,
 )
+from synergy_gym.sim.compiled.lifecycle import known_session
 from synergy_gym.sim.compiled.pcg64 import draw_below, draw_float
 from synergy_gym.sim.compiled.reach import (
     owner_of,
     ring_place_of,
     router_of,
     row_of,
-    session_of,
     weights_of,
 )
 from synergy_gym.sim.compiled.telemetry import refresh_rows
@@ -43,7 +43,7 @@ def choose_engine(world, r, now):  # type: ignore[no-untyped-def]
     if kind == LEAST_OUTSTANDING:
         return _least_outstanding(world)
     if kind == BY_SESSION:
-        session = np.int64(-1) if world.sessions == 0 else session_of(world, r).value
+        session = known_session(world, r)
         return _least_outstanding(world) if session < 0 else _owner(world, router, session)
     refresh_rows(world, now)
     return _smallest(world, router, kind)
