@@ -121,7 +121,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         self._kept: list[tuple[Any, ...]] = [()] * num_envs
         self._shown: Float32Array = np.zeros((num_envs, self._size), np.float32)
         self._counted = getattr(core, "decision_interval_s", None) is not None
-        self._all_compiled = False
+        self._all_compiled = self._some_compiled = False
         self._begun = False
         self._kernel = self.kernel
         self._is_direct = False
@@ -178,7 +178,8 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
             who, arrays = WHO_KERNEL, (*arrays, core.memory, core.io)
         write_row(self._table, i, who, *arrays)
         self._kept[i] = (*arrays, *self._enter_more(i))  # the table knows only addresses
-        self._all_compiled = bool((self._table[:, 0] == WHO_KERNEL).all())
+        compiled = self._table[:, 0] == WHO_KERNEL
+        self._all_compiled, self._some_compiled = bool(compiled.all()), bool(compiled.any())
 
     def _is_compiled(self, i: int) -> bool:
         """Whether the compiled call can step sub-environment i in its present episode."""
@@ -240,6 +241,9 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         return numbers if numbers.flags.c_contiguous else np.ascontiguousarray(numbers)
 
     def _stepped(self, numbers: IntArray, step: VectorStep) -> int:
+        if not self._some_compiled:  # their kernels may not be there yet
+            step.rewards[:], step.dt_s[:], step.truncated[:] = 0.0, 0.0, False
+            return 0
         ended = self._call(numbers, step)
         if ended < 0:
             i = -1 - ended

@@ -9,7 +9,6 @@ from gymnasium import spaces
 
 from synergy_gym.envs.cross_layer import CrossLayerEnv
 from synergy_gym.envs.fused_vector import WHO_KERNEL, step_joints, write_held
-from synergy_gym.envs.joint_spaces import LAYERS
 from synergy_gym.envs.vector_base import Infos, ServingVectorEnv, VectorStep
 from synergy_gym.sim.points import ROUTE
 from synergy_gym.types import BoolArray, IntArray
@@ -55,7 +54,6 @@ class CrossLayerVectorEnv(ServingVectorEnv):
                 'make_vec(..., vectorization_mode="sync")'
             )
         first = self._joint(0)
-        self._is_joint = len(first.layers) == len(LAYERS)
         self._turns: IntArray = np.zeros((num_envs, 2), np.int64)
         self._met_by: IntArray = np.zeros((num_envs, len(first.engines)), np.int64)
 
@@ -82,9 +80,6 @@ class CrossLayerVectorEnv(ServingVectorEnv):
         core._point, core._engine = int(world["point"]), int(world["point_engine"])
 
     def _call(self, numbers: IntArray, step: VectorStep) -> int:
-        if not self._is_joint:  # nobody is stepped by the compiled call
-            step.rewards[:], step.dt_s[:], step.truncated[:] = 0.0, 0.0, False
-            return 0
         return self._run(numbers, step, step.iterations, self._turns, self._met_by)
 
     def _ended_info(self, info: Infos, step: VectorStep, i: int) -> Infos:

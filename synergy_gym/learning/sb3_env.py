@@ -20,6 +20,7 @@ from synergy_gym.envs.randomisation import WorldRanges
 from synergy_gym.envs.wrappers import rerouted
 from synergy_gym.learning.plan import TrainingPlan
 from synergy_gym.scenario import Scenario
+from synergy_gym.sim.compiled.clock import load
 from synergy_gym.types import BoolArray
 
 Array = NDArray[Any]
@@ -277,6 +278,7 @@ def make_training_env(
         masks: the algorithm uses `action_masks`; otherwise illegal actions are re-routed.
         source: how environments of one shape are made.
     """
+    load()  # thousands of episodes follow, and `LostReward` looks into the compiled simulator
     env: VecEnv = JoinedVecEnv([source(plan, group) for group in groups(plan)])
     if plan.kind == "router":
         return env if masks else Rerouted(env)

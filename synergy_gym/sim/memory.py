@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synergy_gym.sim.compiled import layout as L
+from synergy_gym.sim.compiled.clock import load
 from synergy_gym.sim.compiled.records import Layout
 from synergy_gym.types import IntArray, RouterRow
 
@@ -35,6 +36,7 @@ class Memory:
     """
 
     def __init__(self, block: NDArray[np.uint8]) -> None:
+        load()  # whoever has the address can run kernels, also after it came from another process
         self._block = block if block.ctypes.data % LINE == 0 else _aligned(block)
         self.address: int = self._block.ctypes.data
         self.world: Any = self.records(L.WORLD, 0, 1)[0]

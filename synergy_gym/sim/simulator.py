@@ -13,7 +13,7 @@ import numpy as np
 from synergy_gym.latency.terms import check_reach
 from synergy_gym.sim.adverts import predicted_ns, published, started_with
 from synergy_gym.sim.compiled import layout as L
-from synergy_gym.sim.compiled.clock import batch, load, route, run
+from synergy_gym.sim.compiled.clock import batch, route, run
 from synergy_gym.sim.compiled.decision_log import chain_arrays
 from synergy_gym.sim.compiled.exports import (
     ARRIVAL_FIELDS,
@@ -133,7 +133,6 @@ class Simulator:
             check=os.environ.get(CHECK_VARIABLE) == "1",
             router=router,
         )
-        load()
         self._memory = build_memory(world)
         self._itl: list[IntArray] = []
         self._waiting_for: int = -1

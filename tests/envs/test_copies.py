@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +18,7 @@ import pytest
 
 import synergy_gym  # noqa: F401  # registers the environments
 
+ROOT = Path(__file__).resolve().parents[2]
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda env: pickle.loads(pickle.dumps(env)),
@@ -87,6 +92,60 @@ def test_a_copy_of_a_vector_environment_goes_on_alone(
     del envs
     gc.collect()
     assert stepped(copied, actions[10:]) == wanted
+
+
+def in_a_new_process(code: str, given: str = "") -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=given, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+GO_ON = """
+import base64, pickle, sys
+env = pickle.loads(base64.b64decode(sys.stdin.read()))
+ended = False
+while not ended:
+    _, _, _, ended, info = env.step(env.action_space.sample() * 0)
+print(info["log_hash"])
+"""
+
+
+@pytest.mark.parametrize("name", ["EngineBatching", "ClusterRouting", "CrossLayer"])
+def test_a_pickle_goes_on_in_another_process(name: str) -> None:
+    """Where no simulator was ever made."""
+    env = gym.make(f"SynergyGym/{name}-v1", **SHORT).unwrapped
+    env.reset(seed=3)
+    idle = env.action_space.sample() * 0
+    for _ in range(5):
+        env.step(idle)
+    other = in_a_new_process(GO_ON, base64.b64encode(pickle.dumps(env)).decode())
+    assert other == episode(env, [idle] * 20_000)[-1]
+
+
+STEP_PLAIN = """
+import gymnasium as gym, synergy_gym
+envs = gym.make_vec("SynergyGym/{name}-v1", num_envs=2, scenario="{scenario}", backend="reference")
+envs.reset(seed=0)
+envs.action_space.seed(0)
+for _ in range(3):
+    rewards = envs.step(envs.action_space.sample())[1]
+print(len(rewards))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "scenario"),
+    [
+        ("EngineBatching", "smoke"),
+        ("ClusterRouting", "smoke-cluster"),
+        ("CrossLayer", "smoke-cluster"),
+    ],
+)
+def test_vector_environments_need_no_compiled_simulator(name: str, scenario: str) -> None:
+    """As in the first seconds of a fresh installation."""
+    assert in_a_new_process(STEP_PLAIN.format(name=name, scenario=scenario)) == "2"
 
 
 def test_real_engines_cannot_be_copied() -> None:

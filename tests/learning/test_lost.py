@@ -33,6 +33,21 @@ def _played(plan: TrainingPlan, seed: int, action: list[int]) -> list[tuple[floa
     return [(float(sums[i]), found[i]) for i in range(len(sums))]
 
 
+def test_training_waits_for_the_compiled_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain one, which plays while that is compiled, has no memory to look into."""
+    from synergy_gym.learning import sb3_env
+
+    order: list[str] = []
+
+    def made(plan: TrainingPlan, group: sb3_env.Group) -> Any:
+        order.append("environments")
+        return sb3_env.native_envs(plan, group)
+
+    monkeypatch.setattr(sb3_env, "load", lambda: order.append("load"))
+    sb3_env.make_training_env(small_plan(reward="lost"), flat=False, masks=False, source=made)
+    assert order == ["load", "environments"]
+
+
 @pytest.mark.parametrize("load", [0.2, 3.0])
 def test_the_return_is_what_was_lost(load: float, seed: int) -> None:
     plan = small_plan(reward="lost", loads=(load,), episode_s=20.0)
