@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import inspect
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from synergy_gym.behaviour import Behaviour, package_modules
 from synergy_gym.types import (
     SLO,
     BatchDecision,
@@ -28,9 +28,14 @@ from synergy_gym.types import (
     StepReport,
 )
 
-_DECIDING = ("synergy_gym.policies", "synergy_gym.latency")
-_REGISTERING = frozenset({"synergy_gym.policies.registry", "synergy_gym.policies.convert"})
-"""They find and build policies, and decide nothing."""
+_BEYOND = (
+    "synergy_gym.behaviour",
+    "synergy_gym.jit_cache",
+    "synergy_gym.jit_notice",
+    "synergy_gym.policies.convert",
+    "synergy_gym.policies.registry",
+)
+"""They find, build and keep policies, and decide nothing."""
 SOURCE_VARIABLE = "__policy_source__"
 """Where a module that was made from a policy's file keeps the bytes that it was made from."""
 
@@ -72,18 +77,15 @@ class Policy:
         return ":".join([name, ",".join(f"{k}={v}" for k, v in values.items())]).rstrip(":")
 
     def policy_hash(self) -> str:
-        """SHA-256 (hex) over the policy's class, version, parameters and the files it decides with.
+        """SHA-256 (hex) over the policy's class, version, parameters and what they compute.
 
-        These are the files of its classes and every module of `synergy_gym.policies` and
-        `synergy_gym.latency` that they import. Two policies with one hash decide alike.
+        The latter is `synergy_gym.behaviour` of its classes: where their files lie and how they
+        are written makes no difference. Two policies with one hash decide alike.
         """
-        cls = type(self)
-        head = [cls.__module__, cls.__qualname__, self.version, self.parameters()]
-        digest = hashlib.sha256(json.dumps(head, sort_keys=True, default=repr).encode())
-        for base in cls.__mro__:
-            if base.__module__ not in (__name__, "builtins"):
-                digest.update(_source_bytes(base))
-        return digest.hexdigest()
+        cls: Any = type(self)
+        head = [cls.__qualname__, self.version, self.parameters()]
+        text = json.dumps(head, sort_keys=True, default=repr)
+        return hashlib.sha256(f"{text}\n{_behaviour_of(cls)}".encode()).hexdigest()
 
 
 def parameter_fields(cls: type) -> tuple[Field[Any], ...]:
@@ -98,37 +100,40 @@ def default_of(item: Field[Any]) -> Any:
     return item.default if item.default_factory is MISSING else item.default_factory()
 
 
-def _source_bytes(cls: type) -> bytes:
-    """Sources of the policy's file and of the policy and latency modules that it uses."""
-    try:
-        path = inspect.getsourcefile(cls)
-    except TypeError:  # a class typed into an interpreter has no file
-        path = None
-    if path is None or not Path(path).is_file():
-        return b""
-    own = getattr(sys.modules.get(cls.__module__), SOURCE_VARIABLE, None)
-    used = sorted(_used_files(path) - {Path(path)})
-    sources = [own or Path(path).read_bytes(), *(file.read_bytes() for file in used)]
-    return b"".join(source.replace(b"\r\n", b"\n") for source in sources)
+@functools.cache
+def _behaviour_of(cls: Any) -> str:
+    """Hash of what a policy's classes compute; empty for those typed into an interpreter."""
+    modules = package_modules()
+    sources: dict[str, bytes] = {}
+    roots: list[tuple[str, str]] = []
+    for base in cls.__mro__:
+        name = base.__module__
+        if name not in modules and name not in sources and base is not object:
+            if (source := _source_of(base)) is None:
+                continue
+            sources[name] = source
+        if name in modules or name in sources:
+            outer = base.__qualname__.partition(".")[0]
+            roots.append((name, "" if "<locals>" in base.__qualname__ else outer))
+    own = Behaviour(modules, sources, _BEYOND) if sources else _package_behaviour()
+    return own.of(roots)
 
 
 @functools.cache
-def _used_files(path: str) -> frozenset[Path]:
-    """Files of `synergy_gym.policies` and `.latency` that a file imports, directly or not."""
-    found: set[Path] = set()
-    left = [path]
-    while left:
-        for node in ast.walk(ast.parse(Path(left.pop()).read_bytes())):
-            name = node.module if isinstance(node, ast.ImportFrom) else None
-            if name is None or not name.startswith(_DECIDING) or name in _REGISTERING:
-                continue
-            names = [name, *(f"{name}.{alias.name}" for alias in getattr(node, "names", ()))]
-            origins = [getattr(sys.modules.get(name), "__file__", None) for name in names]
-            for origin in origins:
-                if origin and Path(origin) not in found:
-                    found.add(Path(origin))
-                    left.append(origin)
-    return frozenset(found)
+def _package_behaviour() -> Behaviour:
+    return Behaviour(package_modules(), boundary=_BEYOND)
+
+
+def _source_of(cls: type) -> bytes | None:
+    """The text of the module of a class: what it was made from, else its file as it is now."""
+    own: bytes | None = getattr(sys.modules.get(cls.__module__), SOURCE_VARIABLE, None)
+    if own is not None:
+        return own
+    try:
+        path = inspect.getsourcefile(cls)
+    except TypeError:  # a class typed into an interpreter has no file
+        return None
+    return Path(path).read_bytes() if path is not None and Path(path).is_file() else None
 
 
 class EnginePolicy(Policy):

@@ -220,18 +220,26 @@ def use_temporary_folder() -> bool:
     Returns:
         Whether there is one that belongs to this user alone: machine code of others is not run.
     """
+    folder = temporary_folder()
+    if folder is None:
+        return False
+    numba.config.CACHE_DIR = str(folder)
+    return True
+
+
+def temporary_folder() -> Path | None:
+    """A folder in the system's temporary one that belongs to this user alone, or `None`."""
     try:
         folder = Path(tempfile.gettempdir()) / f"synergy-gym-{_user()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError:
-        return False
+        return None
     if not stat.S_ISDIR(found.st_mode):
-        return False
+        return None
     if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & _OTHERS_WRITE):
-        return False
-    numba.config.CACHE_DIR = str(folder)
-    return True
+        return None
+    return folder
 
 
 def _user() -> str:

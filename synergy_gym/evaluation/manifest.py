@@ -17,36 +17,12 @@ import gymnasium
 import numpy as np
 
 import synergy_gym
+from synergy_gym.evaluation.dynamics import dynamics_hash, dynamics_parts
 from synergy_gym.policies.base import Policy
 from synergy_gym.scenario import Scenario
 from synergy_gym.workload.base import Workload
 
 PACKAGES = ("gymnasium", "llvmlite", "matplotlib", "numba", "numpy", "pandas", "scipy")
-DYNAMICS = (
-    "actions",
-    "arrays",
-    "evaluation/clairvoyant",
-    "evaluation/jobs",
-    "evaluation/runner",
-    "evaluation/timed",
-    "features",
-    "jit",
-    "latency/",
-    "metrics",
-    "observation",
-    "policies/",
-    "router_table",
-    "scenario.py",
-    "scenario_schema",
-    "seasons",
-    "seeding",
-    "sim/",
-    "specs",
-    "strict_toml",
-    "types",
-    "workload/",
-)
-"""What `dynamics_hash` covers: beginnings of paths inside the package."""
 SOURCE_SUFFIXES = frozenset({".py", ".toml", ".npz"})
 
 
@@ -103,6 +79,7 @@ def software() -> dict[str, Any]:
     return {
         "synergy_gym": synergy_gym.__version__,
         "environments": environment_ids(),
+        "dynamics": dict(dynamics_parts()),
         "dynamics_sha256": dynamics_hash(),
         "source_sha256": source_hash(),
         **platform_entry(),
@@ -152,17 +129,6 @@ def _version(name: str) -> str:
 def source_hash() -> str:
     """SHA-256 over the library's own sources, scenarios, profiles and trained agents."""
     return _hash_of(name for name, _ in _source_files())
-
-
-@lru_cache(maxsize=1)
-def dynamics_hash() -> str:
-    """SHA-256 over the sources and data that decide results, policies included.
-
-    Command lines, reports, training and live engines are not in it, nor are the scenarios'
-    files: a row names its scenario's own hash. Finished episodes of an interrupted run are
-    reused only while this stays the same.
-    """
-    return _hash_of(name for name, _ in _source_files() if name.startswith(DYNAMICS))
 
 
 def _hash_of(names: Iterable[str]) -> str:

@@ -11,8 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from synergy_gym.evaluation.dynamics import dynamics_hash
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, Job, JobResult
-from synergy_gym.evaluation.manifest import dynamics_hash, part_of, write_whole
+from synergy_gym.evaluation.manifest import part_of, write_whole
 from synergy_gym.scenario import load_scenario
 
 PROGRESS_FILE = "progress.jsonl"

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synergy_gym.evaluation.dynamics import dynamics_hash
 from synergy_gym.evaluation.executors import ExecutorError, Losses, OnResult, Play, attempt
 from synergy_gym.evaluation.jobs import Job, JobResult, describe
-from synergy_gym.evaluation.manifest import dynamics_hash, platform_entry
+from synergy_gym.evaluation.manifest import platform_entry
 from synergy_gym.evaluation.shipping import needed_files, stage
 
 TASKS_PER_CPU = 2

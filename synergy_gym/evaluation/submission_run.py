@@ -18,9 +18,10 @@ from typing import Any
 from synergy_gym.evaluation.board import MANIFEST_FILE, Board, read_board
 from synergy_gym.evaluation.bounds_file import BOUNDS_FILE
 from synergy_gym.evaluation.conduct import examine
+from synergy_gym.evaluation.dynamics import dynamics_hash
 from synergy_gym.evaluation.jobs import Track
 from synergy_gym.evaluation.leaderboard import OnProgress, run_leaderboard
-from synergy_gym.evaluation.manifest import dynamics_hash, write_json, write_whole
+from synergy_gym.evaluation.manifest import write_json, write_whole
 from synergy_gym.evaluation.submission import PLAN_FILE, PlayEntries, Submission, prepare
 from synergy_gym.evaluation.submission_card import CARD_FILE, card_text
 from synergy_gym.evaluation.submission_policy import POLICY_FOLDER, spec_in

@@ -21,6 +21,7 @@ from synergy_gym.evaluation.board import (
     BoardError,
     read_board,
 )
+from synergy_gym.evaluation.dynamics import differing_parts, dynamics_hash
 from synergy_gym.evaluation.incident_check import card_problems
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, TRACK_LAYERS, Job
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS, to_record
@@ -30,7 +31,7 @@ from synergy_gym.evaluation.submission_policy import Layer, is_registered
 from synergy_gym.evaluation.suites import Suite, find_suite
 from synergy_gym.evaluation.tables import Row, cell, csv_text, row_key
 from synergy_gym.evaluation.verify_figures import figure_problems
-from synergy_gym.evaluation.verify_versions import LAYERS, installed_version, registered
+from synergy_gym.evaluation.verify_versions import LAYERS, hash_here, installed_version, registered
 
 TIMED = "-timed"
 MOST_MB = 64
@@ -55,11 +56,14 @@ def read_checked(folder: Path) -> tuple[Board | None, list[str]]:
     return board, []
 
 
-def structure_problems(board: Board) -> tuple[dict[tuple[Any, ...], Job], list[str]]:
+def structure_problems(
+    board: Board, *, hashes: bool = True
+) -> tuple[dict[tuple[Any, ...], Job], list[str]]:
     """The episodes that a board must have, by `row_key`, and what is wrong with it.
 
-    No episodes where its version or its suite are unknown. Specifications of policies and paths
-    of scenarios are never taken from the board: only registered names are looked up.
+    Without `hashes` it may have been played by code that computes otherwise. No episodes where its
+    version or its suite are unknown. Specifications of policies and paths of scenarios are never
+    taken from the board: only registered names are looked up.
     """
     version = [*_version_problems(board)]
     if version:
@@ -76,6 +80,8 @@ def structure_problems(board: Board) -> tuple[dict[tuple[Any, ...], Job], list[s
     problems += _limited(figure_problems(board))
     problems += _limited(card_problems(board.folder, board.rows, board.suite.season))
     problems += _limited(_policy_problems(board))
+    if hashes and not problems:
+        problems += _limited(_dynamics_problems(board))
     problems += _limited(_decision_problems(board, list(jobs.values())))
     return jobs, problems
 
@@ -296,6 +302,24 @@ def _policy_problems(board: Board) -> Iterator[str]:
                 f"{installed_version(layer, name)}; verify with the version of synergy-gym that "
                 "wrote the board"
             )
+
+
+def _dynamics_problems(board: Board) -> Iterator[str]:
+    """Whether the board was played by code that computes the same; else which parts differ."""
+    where = board.folder / MANIFEST_FILE
+    cure = (
+        "verify with the version of synergy-gym that wrote the board, play it again, or, where "
+        "every row is still the same, run scripts/restamp_boards.py"
+    )
+    told, here = board.manifest.get("dynamics_sha256"), dynamics_hash()
+    if told != here:
+        parts = ", ".join(differing_parts(board.manifest.get("dynamics"))) or "none that it names"
+        yield f"{where}: dynamics_sha256 is {told!r}, here {here!r} (differing: {parts}); {cure}"
+    for layer, name in registered(board):
+        entry = board.manifest["policies"][layer][name]
+        mine = hash_here(layer, name)
+        if entry["version"] == installed_version(layer, name) and entry["sha256"] != mine:
+            yield f"{where}: {name}: sha256 is {entry['sha256']!r}, here {mine!r}; {cure}"
 
 
 def _broken_entries(board: Board) -> Iterator[tuple[Layer, str]]:

@@ -34,6 +34,11 @@ def installed_version(layer: Layer, name: str) -> int:
     return MAKERS[layer](name).version
 
 
+def hash_here(layer: Layer, name: str) -> str:
+    """The hash of a registered policy here."""
+    return MAKERS[layer](name).policy_hash()
+
+
 def decidable(board: Board) -> tuple[list[Row], tuple[str, ...]]:
     """Rows whose policies have the versions that are installed, and a note on the others.
 

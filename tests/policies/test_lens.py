@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from synergy_gym.behaviour import Behaviour, package_modules
 from synergy_gym.latency.online import StepFeatures, online_settings
 from synergy_gym.latency.published import published_model
 from synergy_gym.latency.saturation import FORMS, SaturationModel
@@ -468,16 +468,13 @@ def test_caps_above_zero_are_declared() -> None:
     assert not type(make_engine_policy("vllm-v0")).uses_token_caps
 
 
-def test_hash_follows_the_shared_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = make_engine_policy("lens-ref")
-    before = policy.policy_hash()
-    read = Path.read_bytes
-
-    def edited(path: Path) -> bytes:
-        return read(path) + (b"#" if path.name == "lens.py" else b"")
-
-    monkeypatch.setattr(Path, "read_bytes", edited)
-    assert policy.policy_hash() != before
+def test_hash_follows_the_shared_file() -> None:
+    module = "synergy_gym.policies.lens"
+    source = package_modules()[module].read_bytes()
+    changed = {module: source.replace(b"return ", b"return 0 or ")}
+    target = (type(make_engine_policy("lens-ref")).__module__, "LensRef")
+    hashes = [Behaviour(package_modules(), sources).of([target]) for sources in ({}, changed, {})]
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 # --- episodes -----------------------------------------------------------------------------------
