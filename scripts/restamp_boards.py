@@ -47,7 +47,7 @@ def is_stale(board: Board) -> bool:
 
 def restamped(board: Board, reason: str, played: str) -> dict[str, Any]:
     """The manifest of a board with the hashes of this code, and a note of the old ones."""
-    manifest: dict[str, Any] = json.loads(json.dumps(board.manifest))
+    manifest: dict[str, Any] = json.loads((board.folder / MANIFEST_FILE).read_text())
     note: dict[str, Any] = {
         "reason": reason,
         "proof": played,

@@ -276,6 +276,17 @@ def _negative(board: Path) -> None:
     _edit_rows(board, lambda rows: rows[0].update(rejected="-1", failed="1"))
 
 
+def _other_dynamics(board: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["dynamics"]["metrics"] = manifest["dynamics_sha256"] = "0" * 64
+
+    _edit_manifest(board, change)
+
+
+def _other_policy_hash(board: Path) -> None:
+    _edit_manifest(board, lambda m: m["policies"]["engine"]["random"].update(sha256="0" * 64))
+
+
 DAMAGE: dict[Callable[[Path], None], str] = {
     _edited_number: "slo_attainment is 0.987654321, no whole number of",
     _edited_consistently: "the recorded decisions give",
@@ -293,6 +304,8 @@ DAMAGE: dict[Callable[[Path], None], str] = {
     _season_in_the_name: "parts: suite 'season1/quick' of this version has no such part",
     _no_policy_version: "vllm-v1 is version None, installed is 1",
     _other_policy_version: "vllm-v1 is version 9, installed is 1",
+    _other_dynamics: r"dynamics_sha256 is '0{64}', here '\w{64}' \(differing: metrics\); verify",
+    _other_policy_hash: "random: sha256 is '0{64}', here '",
     _policy_of_a_file: "'vllm-v1' is no registered policy",
     _unknown_suite: "unknown suite 'mine'",
     _own_parts: "no such part.*passwd",
