@@ -13,11 +13,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from synergy_gym.envs.fused import FusedStep, Outcome, mark_seen, seen
+from synergy_gym.envs.compiled.step import FusedStep, Outcome, mark_seen, seen
 from synergy_gym.envs.rendering import RENDER_FPS, RENDER_MODES, Frame, Renderer, make_renderer
 from synergy_gym.envs.simulators import simulator_class
 from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
-from synergy_gym.live.fleet_pool import FleetPool
+from synergy_gym.live.cluster.fleet_pool import FleetPool
 from synergy_gym.observation import Float32Array, ObservationLayout
 from synergy_gym.rewards import SHAPING, SLO_MET, PotentialShaping
 from synergy_gym.scenario import Scenario, load_scenario, windowed

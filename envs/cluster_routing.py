@@ -11,9 +11,9 @@ import numpy as np
 from gymnasium import spaces
 
 from synergy_gym.envs.base import Episode, Part, ServingEnv, Split, WorkloadSource
+from synergy_gym.envs.compiled.step import ILLEGAL, router_stepper
 from synergy_gym.envs.decisions import checked_engine
 from synergy_gym.envs.fixed_layers import FixedEngines
-from synergy_gym.envs.fused import ILLEGAL, router_stepper
 from synergy_gym.envs.rendering import Frame
 from synergy_gym.envs.router_view import EVERYTHING, cluster_frame, no_request, read_router
 from synergy_gym.features import (
@@ -59,7 +59,7 @@ class ClusterRoutingEnv(ServingEnv):
     An engine that is down (scenario events) is illegal: routing to it is a `ValueError`, never a
     silent change. While some engine is down, infos carry `action_mask` (int8, 1 = legal);
     `action_masks()` returns the mask at any time (bool), as maskable algorithms expect.
-    `synergy_gym.envs.wrappers.RerouteIllegal` is for algorithms without masks.
+    `synergy_gym.envs.wrappers.discount.RerouteIllegal` is for algorithms without masks.
 
     ## Observation Space
 

@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from synergy_gym.actions import EngineGrid
 from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource, choice
+from synergy_gym.envs.compiled.joint import JointStep, joint_stepper
 from synergy_gym.envs.decisions import checked_engine, checked_interval_ns
 from synergy_gym.envs.fixed_layers import (
     EnginePolicySpec,
@@ -19,7 +20,6 @@ from synergy_gym.envs.fixed_layers import (
     FixedRouter,
     RouterPolicySpec,
 )
-from synergy_gym.envs.fused_joint import JointStep, joint_stepper
 from synergy_gym.envs.held import HeldDecisions
 from synergy_gym.envs.joint_spaces import LAYERS, JointActions, JointObservation, Layer
 from synergy_gym.envs.rendering import Frame
@@ -124,7 +124,7 @@ class CrossLayerEnv(ServingEnv):
 
     ```
 
-    `synergy_gym.envs.one_layer.OneLayer` shows one layer's decisions only and lets any function
+    `synergy_gym.envs.wrappers.one_layer.OneLayer` shows one layer's decisions only and lets any function
     decide the other, for training the layers in turn.
 
     ## Rewards

@@ -12,9 +12,9 @@ import numpy as np
 
 from synergy_gym.actions import EngineGrid
 from synergy_gym.envs.base import Episode, ServingEnv, Split, WorkloadSource
+from synergy_gym.envs.compiled.engine import controlled_stepper, engine_control
+from synergy_gym.envs.compiled.step import ILLEGAL, FusedStep, Outcome, engine_stepper
 from synergy_gym.envs.decisions import EngineActions, checked_interval_ns
-from synergy_gym.envs.fused import ILLEGAL, FusedStep, Outcome, engine_stepper
-from synergy_gym.envs.fused_engine import controlled_stepper, engine_control
 from synergy_gym.envs.rendering import Frame, Gauge
 from synergy_gym.features import EngineFeatures
 from synergy_gym.live.backend import LiveOptions, live_options

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from synergy_gym.envs.compiled.joint import HELD_ACTION, HELD_UNTIL
 from synergy_gym.envs.decisions import EngineActions
-from synergy_gym.envs.fused_joint import HELD_ACTION, HELD_UNTIL
 from synergy_gym.types import BatchDecision, EngineView, IntArray
 
 

@@ -15,8 +15,8 @@ from gymnasium import spaces
 from synergy_gym.actions import EngineGrid
 from synergy_gym.envs.base import Part
 from synergy_gym.envs.cluster_routing import router_parts
+from synergy_gym.envs.compiled.engine import engine_control
 from synergy_gym.envs.decisions import EngineActions
-from synergy_gym.envs.fused_engine import engine_control
 from synergy_gym.features import EngineFeatures, RouterFeatures
 from synergy_gym.observation import Float32Array, Group, ObservationLayout, Slot
 from synergy_gym.types import SLO, BoolArray, EngineSpec, IntArray

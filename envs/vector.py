@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
+from synergy_gym.envs.compiled.vector import step_engines, step_routers
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
-from synergy_gym.envs.fused_vector import step_engines, step_routers
 from synergy_gym.envs.vector_base import ServingVectorEnv, VectorStep
 from synergy_gym.types import IntArray
 

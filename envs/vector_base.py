@@ -13,14 +13,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from synergy_gym.envs.base import ServingEnv
-from synergy_gym.envs.fused_vector import (
+from synergy_gym.envs.compiled.vector import (
     VECTOR_ROW,
     WHO_KERNEL,
     WHO_NOBODY,
     WHO_PYTHON,
     write_row,
 )
-from synergy_gym.envs.randomisation import WorldRanges
+from synergy_gym.envs.randomisation.worlds import WorldRanges
 from synergy_gym.envs.vector_maker import Maker
 from synergy_gym.jit import direct
 from synergy_gym.observation import Float32Array

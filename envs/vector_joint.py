@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from synergy_gym.envs.compiled.vector import WHO_KERNEL, step_joints, write_held
 from synergy_gym.envs.cross_layer import CrossLayerEnv
-from synergy_gym.envs.fused_vector import WHO_KERNEL, step_joints, write_held
 from synergy_gym.envs.vector_base import Infos, ServingVectorEnv, VectorStep
 from synergy_gym.sim.points import ROUTE
 from synergy_gym.types import BoolArray, IntArray

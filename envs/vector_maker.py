@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from synergy_gym.envs.randomisation import DomainRandomization, WorldRanges
+from synergy_gym.envs.randomisation.worlds import DomainRandomization, WorldRanges
 
 _LISTS = ("scenario", "load", "workload")
 

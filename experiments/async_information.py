@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from async_simulator import EXACT, VLLM, AsyncSimulator, Information
 
-from synergy_gym.evaluation.plots import COLOURS
+from synergy_gym.evaluation.report.png import COLOURS
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.scenario import load_scenario
 from synergy_gym.sim.simulator import Simulator

@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 
 from synergy_gym.evaluation.runner import evaluate
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.latency.kernels.errors import ClockError
 from synergy_gym.latency.kernels.make import CACHES, Request, make_profile
 from synergy_gym.latency.kernels.memory import cache_bytes_per_token, weights_gib
 from synergy_gym.latency.kernels.shape import ModelShape
 from synergy_gym.latency.kernels.tables import package_folder
 from synergy_gym.latency.profiles import Loop, Profile, Sampling, load_profile
-from synergy_gym.latency.terms import StepTerms
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import EngineSpec
 from synergy_gym.workload.base import Workload, make_workload

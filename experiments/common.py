@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from synergy_gym import cli_tables
-from synergy_gym.evaluation.executors import Play, run_jobs
+from synergy_gym.cli import output as cli_tables
+from synergy_gym.evaluation.board.journal import ProgressLog
+from synergy_gym.evaluation.board.tables import markdown
 from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.manifest import policy_entry, software, write_json
-from synergy_gym.evaluation.progress import ProgressLog
-from synergy_gym.evaluation.tables import markdown
+from synergy_gym.evaluation.workers.local import Play, run_jobs
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario
 
@@ -163,7 +163,7 @@ def figure(rows: int, columns: int, width: float = 3.4, height: float = 2.9) -> 
     """A figure and its panels, in the style of the leaderboard's plots."""
     import matplotlib as mpl
 
-    from synergy_gym.evaluation.plots import SETTINGS
+    from synergy_gym.evaluation.report.png import SETTINGS
 
     mpl.use("Agg")
     mpl.rcParams.update(SETTINGS)

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from synergy_gym.evaluation import evaluate
 from synergy_gym.evaluation.manifest import software, write_json
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.latency.fitting import relative_nnls
 from synergy_gym.latency.profile_writer import profile_text, write_profile
-from synergy_gym.latency.terms import StepTerms
 from synergy_gym.scenario import load_scenario
 from synergy_gym.workload.base import Workload, make_workload
 

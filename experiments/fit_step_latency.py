@@ -26,7 +26,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from synergy_gym.latency.fitting import relative_nnls
-from synergy_gym.latency.saturation import Form, fit_saturation
+from synergy_gym.latency.models.saturation_fit import Form, fit_saturation
 
 Floats = NDArray[np.float64]
 Model = Callable[[pd.DataFrame], Floats]
@@ -100,7 +100,7 @@ def fit_clock(
 
 
 def clock_ms(terms: dict[str, float], steps: pd.DataFrame) -> Floats:
-    """Step times in ms by the simulator's formula (`synergy_gym.latency.terms`)."""
+    """Step times in ms by the simulator's formula (`synergy_gym.latency.clock`)."""
     linear = np.full(len(steps), terms["base_ms"])
     context = np.zeros(len(steps))
     for name, source in TERMS.items():

@@ -21,8 +21,8 @@ import common
 import numpy as np
 import pandas as pd
 
-from synergy_gym import cli_tables
-from synergy_gym.evaluation.plots import COLOURS
+from synergy_gym.cli import output as cli_tables
+from synergy_gym.evaluation.report.png import COLOURS
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.policies.registry import make_router_policy, router_policies
 from synergy_gym.policies.router.round_robin import RoundRobin

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 import synergy_gym
-from synergy_gym import cli_tables
+from synergy_gym.cli import output as cli_tables
 from synergy_gym.evaluation import evaluate
 from synergy_gym.evaluation.bound import attainment_bound
 from synergy_gym.evaluation.clairvoyant import ClairvoyantEngine, ClairvoyantRouter, OutputOracle
@@ -42,7 +42,7 @@ from synergy_gym.policies.agent_file import packaged_agents
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.workload.base import Workload
-from synergy_gym.workload.traces import load_trace
+from synergy_gym.workload.traces.load import load_trace
 
 BOUND, CLAIRVOYANT = learned_tables.BOUND, learned_tables.CLAIRVOYANT
 BASE = {"engine": "vllm-v1", "router": "round-robin"}

@@ -10,8 +10,9 @@ import common
 import numpy as np
 import pandas as pd
 
-from synergy_gym import cli_tables
-from synergy_gym.evaluation.plots import COLOURS, MARKERS
+from synergy_gym.cli import output as cli_tables
+from synergy_gym.evaluation.board.tables import markdown
+from synergy_gym.evaluation.report.png import COLOURS, MARKERS
 from synergy_gym.evaluation.statistics import (
     STATISTICS,
     Estimate,
@@ -22,7 +23,6 @@ from synergy_gym.evaluation.statistics import (
     probability_of_improvement,
     profile_band,
 )
-from synergy_gym.evaluation.tables import markdown
 from synergy_gym.types import FloatArray
 
 BOUND, CLAIRVOYANT = "bound", "clairvoyant"

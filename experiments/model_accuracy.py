@@ -16,10 +16,10 @@ import pandas as pd
 from fit_step_latency import A6000_FITS, held_out, read_steps
 from step_streams import Stream, measured_stream, predict, record, replay, single_engine
 
-from synergy_gym.latency.online import ContextAwareModel
-from synergy_gym.latency.published import published_model
-from synergy_gym.latency.saturation import FitError, Form, fit_saturation
-from synergy_gym.latency.terms import NOISE, StepTerms, step_ns
+from synergy_gym.latency.clock import NOISE, StepTerms, step_ns
+from synergy_gym.latency.models.online import ContextAwareModel
+from synergy_gym.latency.models.published import published_model
+from synergy_gym.latency.models.saturation_fit import FitError, Form, fit_saturation
 from synergy_gym.types import EngineSpec, FloatArray
 
 Row = dict[str, Any]

@@ -32,16 +32,16 @@ from fit_step_latency import INPUT, input_file
 from model_accuracy import Row, measured_rows, published_rows, score, simulated_rows
 from step_streams import Stream, record, replay, single_engine
 
-from synergy_gym.evaluation.plots import COLOURS
+from synergy_gym.evaluation.report.png import COLOURS
 from synergy_gym.evaluation.runner import evaluate
-from synergy_gym.latency.online import (
+from synergy_gym.latency.models.online import (
     ContextAwareModel,
     OnlineSaturationModel,
     StepModel,
     online_settings,
 )
-from synergy_gym.latency.published import published_advert, published_model
-from synergy_gym.latency.saturation import Form, SaturationModel
+from synergy_gym.latency.models.published import published_advert, published_model
+from synergy_gym.latency.models.saturation_fit import Form, SaturationModel
 from synergy_gym.policies.lens import RampLens
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import EngineSpec, FloatArray

@@ -28,12 +28,12 @@ import common
 import numpy as np
 import pandas as pd
 
+from synergy_gym.evaluation.board.suites import ENGINE_SCENARIOS
 from synergy_gym.evaluation.capacity import calibrate_rate
 from synergy_gym.evaluation.runner import evaluate
-from synergy_gym.evaluation.suites import ENGINE_SCENARIOS
-from synergy_gym.latency.online import OnlineSaturationModel, online_settings
-from synergy_gym.latency.published import published_model
-from synergy_gym.latency.saturation import Form, SaturationModel, fit_saturation
+from synergy_gym.latency.models.online import OnlineSaturationModel, online_settings
+from synergy_gym.latency.models.published import published_model
+from synergy_gym.latency.models.saturation_fit import Form, SaturationModel, fit_saturation
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.lens import Lens
 from synergy_gym.policies.registry import make_engine_policy

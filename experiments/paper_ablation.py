@@ -34,7 +34,7 @@ import paper_common as pc
 from paper_end_to_end import DATASETS, VALIDATION_SEEDS
 
 from synergy_gym.evaluation.statistics import estimate
-from synergy_gym.latency.published import StepModelFile
+from synergy_gym.latency.models.published import StepModelFile
 
 LINES = (pc.SYNERGY, pc.LENS_RR, pc.SARATHI_PRISM, pc.SARATHI_RR)
 DESIGN = tuple(line.label for line in LINES)

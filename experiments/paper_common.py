@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 from common import RESULTS, command_line, figure, parser, play_jobs, save, show, write_csv
 
-from synergy_gym import cli_tables
+from synergy_gym.cli import output as cli_tables
 from synergy_gym.evaluation.capacity import TARGET, capacity_of_curve, highest_load
 from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.manifest import software, write_json
 from synergy_gym.evaluation.runner import Result, evaluate
-from synergy_gym.latency.published import StepModelFile
+from synergy_gym.latency.models.published import StepModelFile
 from synergy_gym.metrics import latencies, slo_met
 from synergy_gym.policies.lens import Lens
 from synergy_gym.policies.prism import Prism

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import paper_common as pc
 
-from synergy_gym.latency.published import StepModelFile
+from synergy_gym.latency.models.published import StepModelFile
 
 DATASETS = {
     "summarization": "paper-summarization-8xh100",

@@ -24,7 +24,7 @@ import pandas as pd
 import paper_common as pc
 
 from synergy_gym.evaluation.jobs import JobResult
-from synergy_gym.latency.published import StepModelFile
+from synergy_gym.latency.models.published import StepModelFile
 
 DATASETS = {
     "sharegpt": "paper-sharegpt-hetero",

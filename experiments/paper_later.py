@@ -21,7 +21,7 @@ import pandas as pd
 import paper_common as pc
 from paper_end_to_end import VALIDATION_SEEDS
 
-from synergy_gym.latency.published import StepModelFile
+from synergy_gym.latency.models.published import StepModelFile
 
 SCENARIO = "paper-flowgpt-q-8xh100"
 THRESHOLD_S = 10.0

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import paper_common as pc
 
-from synergy_gym.latency.published import StepModelFile
+from synergy_gym.latency.models.published import StepModelFile
 from synergy_gym.scenario import load_scenario
 
 SCENARIO = "long-context-4xh100"

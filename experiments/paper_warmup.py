@@ -22,7 +22,7 @@ import pandas as pd
 import paper_common as pc
 
 from synergy_gym.evaluation.jobs import JobResult
-from synergy_gym.latency.published import StepModelFile
+from synergy_gym.latency.models.published import StepModelFile
 
 SCENARIOS = {"flowgpt-q": "paper-flowgpt-q-8xh100", "flowgpt-t": "paper-flowgpt-t-8xh100"}
 ONLINE = pc.Line("LENS online + PRISM", "lens-ref:mode=online", "prism-ref")

@@ -49,7 +49,7 @@ from router_worlds import (
 )
 from torch import nn
 
-from synergy_gym.cli_tables import note
+from synergy_gym.cli.output import note
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.features import NUM_REQUEST_FEATURES
 from synergy_gym.policies.agent_file import FORMAT, Agent, save_agent

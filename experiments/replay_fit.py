@@ -20,9 +20,9 @@ import pandas as pd
 from replay_runs import METRICS, Overhead, Run, add_wait, simulate
 from scipy.optimize import least_squares
 
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.latency.kernels.engine import SYNC
 from synergy_gym.latency.profiles import load_profile
-from synergy_gym.latency.terms import StepTerms
 from synergy_gym.types import FloatArray
 
 PROFILE = "h100-llama-3.1-8b"

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from synergy_gym.evaluation.runner import evaluate
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.prism import RequestRates
 from synergy_gym.scenario import Scenario, load_scenario

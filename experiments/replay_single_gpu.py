@@ -27,7 +27,7 @@ from common import figure, parser, save, show, write_csv, write_manifest
 from fit_step_latency import TERMS, clock_ms, fit_clock, scores
 
 from synergy_gym.evaluation.runner import evaluate
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.types import NS_PER_S, EngineSpec, FloatArray
 from synergy_gym.workload.base import Workload, make_workload

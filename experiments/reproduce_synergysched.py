@@ -28,9 +28,9 @@ import paper_claims
 import paper_common as pc
 from common import RESULTS, command_line, parser
 
-from synergy_gym import cli_tables
+from synergy_gym.cli import output as cli_tables
+from synergy_gym.evaluation.board.tables import markdown
 from synergy_gym.evaluation.manifest import software, write_json
-from synergy_gym.evaluation.tables import markdown
 
 NAME = "reproduce_synergysched"
 NEED_DATA = ("model_adaptation", "replay_8xh100")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
-from synergy_gym.envs.forecast import ForecastObservation
+from synergy_gym.envs.wrappers.forecast import ForecastObservation
 from synergy_gym.features import NUM_REQUEST_FEATURES
 from synergy_gym.policies.forecast import NUM_BLOCK_FEATURES
 from synergy_gym.scenario import Scenario, load_scenario

@@ -22,9 +22,9 @@ from typing import Any
 
 import common
 
-from synergy_gym import cli_tables
-from synergy_gym.evaluation.fidelity import QUICK, Plan, compare
-from synergy_gym.evaluation.fidelity_report import write_report
+from synergy_gym.cli import output as cli_tables
+from synergy_gym.fidelity.compare import QUICK, Plan, compare
+from synergy_gym.fidelity.report import write_report
 from synergy_gym.live.backend import LiveOptions
 
 PLAN = Plan(scenarios=("live-chat", "live-cluster"), loads=(0.8, 1.2), horizon_s=6.0)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from synergy_gym.evaluation.runner import Player
-from synergy_gym.latency.online import StepFeatures, StepModel
+from synergy_gym.latency.models.online import StepFeatures, StepModel
 from synergy_gym.policies.engine.vllm_v1 import VllmV1
 from synergy_gym.policies.registry import make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario

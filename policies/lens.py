@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from synergy_gym.latency.published import StepModelFile, loaded_model
-from synergy_gym.latency.saturation_model import (
+from synergy_gym.latency.models.base import StepFeatures
+from synergy_gym.latency.models.published import StepModelFile, loaded_model
+from synergy_gym.latency.models.saturation import (
     FALLBACK_BASE_MS,
     FALLBACK_PER_TOKEN_MS,
     Form,
     SaturationModel,
 )
-from synergy_gym.latency.step_model import StepFeatures
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.lens_search import (
     MIN_START_TOKENS,
@@ -45,7 +45,7 @@ from synergy_gym.types import (
 )
 
 if TYPE_CHECKING:  # compiled code: loaded by the first `reset`, not by a list of policies
-    from synergy_gym.latency.online import OnlineSaturationModel
+    from synergy_gym.latency.models.online import OnlineSaturationModel
     from synergy_gym.policies.lens_compiled import CompiledSearch
 
 Mode = Literal["auto", "pretrained", "hybrid", "online"]
@@ -169,7 +169,7 @@ class Lens(EnginePolicy):
         return replace(self._model.advert(), predicted_step_s=predicted_s)
 
     def _start_model(self, spec: EngineSpec) -> OnlineSaturationModel:
-        from synergy_gym.latency.online import OnlineSaturationModel, online_settings
+        from synergy_gym.latency.models.online import OnlineSaturationModel, online_settings
 
         published, mode = loaded_model(spec, self.form, self.step_model), self.mode
         if mode == "auto":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.jit import hot, kernel
-from synergy_gym.latency.saturation_model import (
+from synergy_gym.latency.models.saturation import (
     FLOOR_MS,
     INVERT_LIMIT,
     INVERT_STEPS,

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from synergy_gym.latency.saturation_model import (
+from synergy_gym.latency.models.saturation import (
     B_SCALE,
     FLOOR_MS,
     INVERT_LIMIT,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synergy_gym.jit import kernel
-from synergy_gym.latency.rls import predict
+from synergy_gym.latency.models.rls import predict
 from synergy_gym.types import SLO
 
 DECODES, CONTEXT, DECODE_MS, TARGET_MS, PACE_MS = 0, 1, 2, 3, 4

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from synergy_gym.latency.published import AUTHORS_DEFAULT, StepModelFile, published_model
+from synergy_gym.latency.models.published import AUTHORS_DEFAULT, StepModelFile, published_model
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.fallback import Fallback
 from synergy_gym.types import (

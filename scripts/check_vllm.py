@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 
-from synergy_gym.live.vllm_version import load_vllm
+from synergy_gym.live.vllm.version import load_vllm
 
 NEEDED = ("vllm.v1.core.sched.scheduler", "httpx", "prometheus_client", "starlette", "uvicorn")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from synergy_gym.evaluation.tables import markdown
+from synergy_gym.evaluation.board.tables import markdown
 from synergy_gym.latency.profiles import list_profiles, load_profile
 
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results"

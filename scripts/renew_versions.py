@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from synergy_gym.evaluation.reference_episodes import VERSIONS_FILE, renew
+from synergy_gym.evaluation.verify.versions import VERSIONS_FILE, renew
 
 BOARDS = Path(__file__).resolve().parents[1] / "experiments" / "leaderboard"
 

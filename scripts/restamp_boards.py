@@ -18,13 +18,13 @@ from typing import Annotated, Any
 
 import typer
 
-from synergy_gym.evaluation.board import MANIFEST_FILE, Board
+from synergy_gym.evaluation.board.board import MANIFEST_FILE, Board
 from synergy_gym.evaluation.dynamics import dynamics_hash, dynamics_parts
 from synergy_gym.evaluation.manifest import write_json
-from synergy_gym.evaluation.verify import boards_in
-from synergy_gym.evaluation.verify_play import Checked, check_log, check_policy
-from synergy_gym.evaluation.verify_structure import read_checked, structure_problems
-from synergy_gym.evaluation.verify_versions import hash_here, installed_version, registered
+from synergy_gym.evaluation.verify.boards import boards_in
+from synergy_gym.evaluation.verify.files import read_checked, structure_problems
+from synergy_gym.evaluation.verify.play import Checked, check_log, check_policy
+from synergy_gym.evaluation.verify.policy_versions import hash_here, installed_version, registered
 
 HISTORY = "restamped"
 """Where a manifest keeps the hashes that it had."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from synergy_gym.evaluation.bench import read_rows
-from synergy_gym.evaluation.bench_row import Row
-from synergy_gym.evaluation.tables import markdown
+from synergy_gym.bench.bench import read_rows
+from synergy_gym.bench.row import Row
+from synergy_gym.evaluation.board.tables import markdown
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "speed.csv"
 

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from synergy_gym.evaluation.board import read_board
-from synergy_gym.evaluation.incident_page import library_text
+from synergy_gym.evaluation.board.board import read_board
+from synergy_gym.evaluation.board.suites import Part
+from synergy_gym.evaluation.board.tables import Row, decision_times, markdown
+from synergy_gym.evaluation.incidents.page import library_text
 from synergy_gym.evaluation.jobs import TRACK_LAYERS
-from synergy_gym.evaluation.suites import Part
-from synergy_gym.evaluation.tables import Row, decision_times, markdown
 from synergy_gym.policies.registry import (
     PolicyInfo,
     describe,
@@ -33,8 +33,8 @@ from synergy_gym.policies.registry import (
 )
 from synergy_gym.scenario import EngineClock, Scenario, list_scenarios, load_scenario
 from synergy_gym.types import EngineSpec
-from synergy_gym.workload.catalog import list_traces
-from synergy_gym.workload.traces import list_formats
+from synergy_gym.workload.traces.catalog import list_traces
+from synergy_gym.workload.traces.load import list_formats
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARD = ROOT / "experiments" / "leaderboard" / "season1" / "full"

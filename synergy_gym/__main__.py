@@ -1,6 +1,6 @@
 """`python -m synergy_gym` is `synergy-gym`."""
 
-from synergy_gym.cli import main
+from synergy_gym.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,7 @@ def load_package() -> None:
 def run(folder: str, command: str, *arguments: str) -> None:
     """Run a command; `folder` is where its relative paths start."""
     os.environ["SYNERGY_GYM_PLUGINS"] = "0"
-    from synergy_gym.cli import main
+    from synergy_gym.cli.app import main
 
     main([command, "--from", folder, *arguments])
 

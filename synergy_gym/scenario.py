@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from synergy_gym.latency.clock import LATER_TERMS, StepTerms
+from synergy_gym.latency.clock_saturation import SaturationTerms
+from synergy_gym.latency.clock_table import TableTerms, table_terms
+from synergy_gym.latency.models.published import published_model
+from synergy_gym.latency.models.saturation import FORMS, Form
 from synergy_gym.latency.profiles import Loop, Profile, ProfileError, Sampling, load_profile
-from synergy_gym.latency.published import published_model
-from synergy_gym.latency.saturation_model import FORMS, Form
-from synergy_gym.latency.saturation_terms import SaturationTerms
-from synergy_gym.latency.table_terms import TableTerms, table_terms
-from synergy_gym.latency.terms import LATER_TERMS, StepTerms
 from synergy_gym.scenario_schema import EngineTable, EventTable, ScenarioFile
 from synergy_gym.seasons import FILES, SEASON, full_name, season_files, split_name
 from synergy_gym.strict_toml import read_toml, suggest
@@ -90,9 +90,9 @@ class Scenario:
     Attributes:
         name: the file's name without its ending, the same in every season.
         description: one sentence for people.
-        clock: what times a step; "measured": the profiles' terms (`latency/terms.py`),
-            "saturation": SynergySched's T(B,S) (`latency/saturation_terms.py`), "table":
-            interpolated kernel tables (`latency/table_terms.py`).
+        clock: what times a step; "measured": the profiles' terms (`latency/clock.py`),
+            "saturation": SynergySched's T(B,S) (`latency/clock_saturation.py`), "table":
+            interpolated kernel tables (`latency/clock_table.py`).
         engines: the cluster, in index order.
         terms: the clock's coefficients, one per engine.
         measured_terms: the profiles' terms, one per engine, whatever the clock.

@@ -27,9 +27,9 @@ class SeasonFiles:
         scenarios: folder of `NAME.toml`.
         profiles: folder of the latency profiles that these scenarios name.
         suites: file of an archived season's suites and scenario families (JSON); `None` for the
-            current season, whose suites are code (`evaluation/suites.py`).
+            current season, whose suites are code (`evaluation/board/suites.py`).
         incidents: file of an archived season's incidents (JSON); `None` likewise
-            (`evaluation/incident_library.py`).
+            (`evaluation/board/incident_library.py`).
     """
 
     scenarios: Path

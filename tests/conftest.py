@@ -18,7 +18,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from synergy_gym.live.vllm_version import VllmUnavailableError, load_vllm
+from synergy_gym.live.vllm.version import VllmUnavailableError, load_vllm
 
 DATA_VARIABLE = "SYNERGY_GYM_DATA"
 NO_DATA = f"needs real data: set {DATA_VARIABLE} to the folder with traces/ and measurements/"

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from synergy_gym.latency.clock import StepTerms
+from synergy_gym.latency.clock_saturation import SaturationTerms
+from synergy_gym.latency.clock_table import TableTerms, table_terms
+from synergy_gym.latency.models.published import published_model
 from synergy_gym.latency.profiles import Loop, load_profile
-from synergy_gym.latency.published import published_model
-from synergy_gym.latency.saturation_terms import SaturationTerms
-from synergy_gym.latency.table_terms import TableTerms, table_terms
-from synergy_gym.latency.terms import StepTerms
 from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.sim.simulator import Simulator

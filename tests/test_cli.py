@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.cli import main
+from synergy_gym.cli.app import main
 from synergy_gym.policies.registry import engine_policies, router_policies
 from synergy_gym.scenario import list_scenarios
 from synergy_gym.seasons import SEASON, season_files
@@ -226,7 +226,7 @@ def test_module_entry_and_help() -> None:
 def test_a_failed_episode_is_reported(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from synergy_gym.evaluation.suites import SUITES, Part, Suite
+    from synergy_gym.evaluation.board.suites import SUITES, Part, Suite
 
     part = Part(
         "engine", ("chat-h100",), ("vllm-v1", "nobody"), ("round-robin",), (1.0,), 1, 4.0, 1.0

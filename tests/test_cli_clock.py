@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.cli import main
+from synergy_gym.cli.app import main
 from synergy_gym.latency.profiles import load_profile
 from synergy_gym.scenario import load_scenario
 from synergy_gym.seasons import SEASON, season_files

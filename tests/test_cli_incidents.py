@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.cli import main
-from synergy_gym.evaluation.incident_check import card_problems
-from synergy_gym.evaluation.incidents import CARDS_FILE, PAGE_FILE, read_cards
+from synergy_gym.cli.app import main
+from synergy_gym.evaluation.incidents.cards import CARDS_FILE, PAGE_FILE, read_cards
+from synergy_gym.evaluation.verify.cards import card_problems
 
 QUICK = ("--incident", "incident-same-replica", "--seeds", 1)
 

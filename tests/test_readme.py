@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from synergy_gym.evaluation.suites import find_suite
+from synergy_gym.evaluation.board.suites import find_suite
 from tests.loading import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def test_there_is_something_to_run() -> None:
 def test_commands_parse(page: str, command: str) -> None:
     import typer
 
-    from synergy_gym.cli import app
+    from synergy_gym.cli.app import app
 
     group, context, rest = typer.main.get_command(app), None, shlex.split(command)
     while hasattr(group, "resolve_command"):
@@ -137,7 +137,7 @@ def test_every_scenario_key_of_the_page_loads(tmp_path: Path) -> None:
 def test_every_run_option_of_traces_exists() -> None:
     import inspect
 
-    from synergy_gym.workload.traces import load_trace
+    from synergy_gym.workload.traces.load import load_trace
 
     rows = re.findall(r"^\| (`--.*?|-) \| (`\w+`.*?) \|", text_of("docs/traces.md"), re.MULTILINE)
     assert len(rows) == 8

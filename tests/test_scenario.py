@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.latency.published import published_model
-from synergy_gym.latency.saturation_terms import SaturationTerms
+from synergy_gym.latency.clock_saturation import SaturationTerms
+from synergy_gym.latency.models.published import published_model
 from synergy_gym.scenario import (
     NO_DEADLINE_NS,
     Scenario,

@@ -15,12 +15,12 @@ import pytest
 
 from synergy_gym import scenario as scenario_module
 from synergy_gym import seasons
-from synergy_gym.envs import knobs
-from synergy_gym.envs.randomisation import WorldRanges
-from synergy_gym.evaluation.incident_library import find_incident, list_incidents
-from synergy_gym.evaluation.ranking import rank
+from synergy_gym.envs.randomisation import knobs
+from synergy_gym.envs.randomisation.worlds import WorldRanges
+from synergy_gym.evaluation.board.incident_library import find_incident, list_incidents
+from synergy_gym.evaluation.board.rank import rank
+from synergy_gym.evaluation.board.suites import list_suites
 from synergy_gym.evaluation.runner import evaluate
-from synergy_gym.evaluation.suites import list_suites
 from synergy_gym.latency.profiles import list_profiles, load_profile
 from synergy_gym.learning.plan import TrainingPlan
 from synergy_gym.scenario import ScenarioError, list_scenarios, load_scenario

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from synergy_gym.latency.saturation_model import Form
+from synergy_gym.latency.models.saturation import Form
 from synergy_gym.policies.lens import RampLens
 from synergy_gym.policies.registry import engine_policy
 

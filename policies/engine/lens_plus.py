@@ -16,9 +16,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from synergy_gym.latency.context_model import ContextAwareModel
-from synergy_gym.latency.published import published_advert
-from synergy_gym.latency.step_model import StepFeatures
+from synergy_gym.latency.models.base import StepFeatures
+from synergy_gym.latency.models.context import ContextAwareModel
+from synergy_gym.latency.models.published import published_advert
 from synergy_gym.policies import pacing
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.output_lengths import OutputLengths

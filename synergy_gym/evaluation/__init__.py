@@ -4,8 +4,8 @@
 one carries; `synergy_gym.evaluation.leaderboard` plays whole suites.
 """
 
+from synergy_gym.evaluation.board.rank import rank
 from synergy_gym.evaluation.capacity import calibrate_rate, find_capacity
-from synergy_gym.evaluation.ranking import rank
 from synergy_gym.evaluation.runner import PolicyError, Result, evaluate
 
 __all__ = ["PolicyError", "Result", "calibrate_rate", "evaluate", "find_capacity", "rank"]

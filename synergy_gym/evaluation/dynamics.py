@@ -22,7 +22,7 @@ PARTS: Mapping[str, tuple[Target, ...]] = MappingProxyType(
             ("synergy_gym.scenario", "stop_time_ns"),
         ),
         "traffic": (("synergy_gym.workload.traffic", ""), ("synergy_gym.workload.replay", "")),
-        "step latency": (("synergy_gym.latency.profiles", ""), ("synergy_gym.latency.terms", "")),
+        "step latency": (("synergy_gym.latency.profiles", ""), ("synergy_gym.latency.clock", "")),
         "compiled simulator": (("synergy_gym.sim.simulator", "Simulator"),),
         "plain simulator": (("synergy_gym.sim.plain.simulator", "ReferenceSimulator"),),
         "episode": (

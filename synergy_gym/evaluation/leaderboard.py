@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from synergy_gym.evaluation.board import (
+from synergy_gym.evaluation.board.board import (
     LATENCY_FILE,
     MANIFEST_FILE,
     RESULTS_FILE,
@@ -20,19 +20,19 @@ from synergy_gym.evaluation.board import (
     render_board,
     suite_rankings,
 )
-from synergy_gym.evaluation.bounds_file import BOUNDS_FILE, read_bounds, write_bounds
-from synergy_gym.evaluation.decision_log import FORMAT
-from synergy_gym.evaluation.executors import Batch, Executor, Play, run_jobs
-from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, Job, JobResult
-from synergy_gym.evaluation.manifest import software, write_json, write_whole
-from synergy_gym.evaluation.progress import (
+from synergy_gym.evaluation.board.bounds_file import BOUNDS_FILE, read_bounds, write_bounds
+from synergy_gym.evaluation.board.journal import (
     DECISIONS,
     PROGRESS_FILE,
     ProgressLog,
     decisions_name,
 )
-from synergy_gym.evaluation.suites import Part, Suite
-from synergy_gym.evaluation.tables import Row, csv_text, sorted_rows
+from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.tables import Row, csv_text, sorted_rows
+from synergy_gym.evaluation.decision_log import FORMAT
+from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, Job, JobResult
+from synergy_gym.evaluation.manifest import software, write_json, write_whole
+from synergy_gym.evaluation.workers.local import Batch, Executor, Play, run_jobs
 
 if TYPE_CHECKING:
     import pandas as pd

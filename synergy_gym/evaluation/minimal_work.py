@@ -1,6 +1,6 @@
 """The least engine time that a request can cost, whoever schedules it.
 
-An oracle's view: true output lengths and the simulator's clock (`latency/terms.py`) are known.
+An oracle's view: true output lengths and the simulator's clock (`latency/clock.py`) are known.
 Every figure is a lower bound, so that `evaluation/bound.py` can prove what no policy exceeds.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.scenario import Scenario
 from synergy_gym.types import NS_PER_S, SLO, BoolArray, EngineSpec, FloatArray, IntArray
 from synergy_gym.workload.base import Workload

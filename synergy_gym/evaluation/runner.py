@@ -15,7 +15,7 @@ import numpy as np
 from synergy_gym.evaluation.decision_times import DecisionTimes
 from synergy_gym.evaluation.manifest import episode_manifest
 from synergy_gym.live.backend import REAL_TIME, LiveEpisode, LiveOptions, build_live, live_options
-from synergy_gym.live.router_rehearsal import rehearse_routing
+from synergy_gym.live.router.rehearsal import rehearse_routing
 from synergy_gym.metrics import NO_HORIZON_NS, scored, slo_met, summarize
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy, router_rule
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy

@@ -27,7 +27,7 @@ import numpy as np
 
 from synergy_gym.arrays import FS_PER_MS
 from synergy_gym.evaluation.decision_log import DecisionLog, RecordingSimulator
-from synergy_gym.latency.terms import FLOOR_NS
+from synergy_gym.latency.clock import FLOOR_NS
 from synergy_gym.types import NS_PER_S, RequestRecords
 
 DECISION_TIMES = Path(__file__).with_name("decision_times.csv")

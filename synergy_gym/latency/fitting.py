@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from synergy_gym.arrays import BoolArray, FloatArray
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.types import StepReport
 
 OUTLIER_SDS = 5.0

@@ -1,9 +1,9 @@
 """Tables that time a step: between their knots straight lines, in whole numbers.
 
-Two kinds of table join the clock vector of `latency/terms.py`. A *curve* gives a time for every
+Two kinds of table join the clock vector of `latency/clock.py`. A *curve* gives a time for every
 number of tokens (experts of a mixture-of-experts model: concave, no line fits it). A *grid* block
 times the whole step by interpolated kernel measurements and bends the result by a residual field;
-it is the truth that no policy's formula has (`latency/table_terms.py`). All entries are integers
+it is the truth that no policy's formula has (`latency/clock_table.py`). All entries are integers
 and all arithmetic is exact, so that Python and compiled code agree bit for bit.
 
 A grid block at position g of a clock vector:

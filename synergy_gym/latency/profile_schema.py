@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from synergy_gym.latency.terms import check_knots
+from synergy_gym.latency.clock import check_knots
 from synergy_gym.strict_toml import Table
 
 Tier = Literal["measured steps", "deployments", "few points", "kernels only"]

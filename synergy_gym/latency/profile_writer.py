@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 
 DIGITS = 6
 """Significant digits of a coefficient; far below the noise of any measurement."""

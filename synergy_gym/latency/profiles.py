@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.latency.profile_schema import ProfileFile, Tier
-from synergy_gym.latency.terms import StepTerms
 from synergy_gym.seasons import SEASON, season_files
 from synergy_gym.strict_toml import read_toml, suggest
 

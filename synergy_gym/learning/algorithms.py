@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from synergy_gym.learning.plan import TrainingPlan
     from synergy_gym.learning.run import Run
 
-_MODULES = ("synergy_gym.learning.sb3_algorithms", "synergy_gym.learning.dqn_authors")
+_MODULES = ("synergy_gym.learning.sb3.algorithms", "synergy_gym.learning.authors_dqn.algorithm")
 """Modules that register algorithms when they are imported."""
 
 Train = Callable[["Run"], None]

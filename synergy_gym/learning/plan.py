@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from synergy_gym.actions import DEFAULT_GRID, EngineGrid
-from synergy_gym.envs.randomisation import WorldRanges
-from synergy_gym.envs.ranges import LogUniform
+from synergy_gym.envs.randomisation.ranges import LogUniform
+from synergy_gym.envs.randomisation.worlds import WorldRanges
 from synergy_gym.scenario import Scenario, load_scenario
 
 Kind = Literal["engine", "router"]
@@ -55,7 +55,8 @@ class TrainingPlan:
         scenarios: names or files; every training episode plays one of them.
         loads: multiples of each scenario's rate, equally likely.
         vary: domain randomisation: (lowest, highest) by the name of a knob of
-            `synergy_gym.envs.knobs`, drawn for every training episode on a logarithmic scale.
+            `synergy_gym.envs.randomisation.knobs`, drawn for every training episode on a
+            logarithmic scale.
         episode_s: training episodes end their traffic here and score all of it, which teaches
             faster than long episodes with an unscored warm-up; 0: as the scenario says.
         timesteps: decisions in all, over all environments.
@@ -71,7 +72,7 @@ class TrainingPlan:
         hyper: arguments of the algorithm instead of its defaults.
         reward: "met": the environment's own, requests that met their objectives; "lost": engines
             on the simulator, minus those that cannot meet them any more, as soon as that is so
-            (`synergy_gym.learning.sb3_lost`). Best policies are the same.
+            (`synergy_gym.learning.sb3.lost_reward`). Best policies are the same.
         shaping: potential of `synergy_gym.rewards` that is added to the reward.
         shaping_weight: its factor.
         imitate: registered policy that is cloned first; empty: none.

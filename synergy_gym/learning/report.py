@@ -52,7 +52,7 @@ def plot_curve(run: Run, baselines: Mapping[str, Score], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from synergy_gym.evaluation.plots import SETTINGS
+    from synergy_gym.evaluation.report.png import SETTINGS
 
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(7.2, 4.0), dpi=120, layout="constrained")
@@ -63,7 +63,7 @@ def plot_curve(run: Run, baselines: Mapping[str, Score], path: Path) -> None:
 
 
 def _draw(axes: Axes, run: Run, baselines: Mapping[str, Score]) -> None:
-    from synergy_gym.evaluation.plots import COLOURS
+    from synergy_gym.evaluation.report.png import COLOURS
 
     rows = run.progress.curve
     steps = [row["timesteps"] for row in rows]

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from synergy_gym.live.tiny_model import SIZES
+from synergy_gym.live.vllm.tiny_model import SIZES
 from synergy_gym.scenario import Scenario
 from synergy_gym.types import DecisionRule
 from synergy_gym.workload.base import Workload
 
 if TYPE_CHECKING:
-    from synergy_gym.live.fleet_pool import FleetPool
+    from synergy_gym.live.cluster.fleet_pool import FleetPool
 
 CLOCKS = ("wall", "cpu", "model")
 """What times an iteration: elapsed time, processor time of this process (one thread), or the
@@ -125,9 +125,9 @@ Builder = Callable[[LiveEpisode], Any]
 
 TRANSPORTS: Mapping[str, str] = MappingProxyType(
     {
-        "inprocess": "synergy_gym.live.engine:build_inprocess",
-        "workers": "synergy_gym.live.cluster_build:build_workers",
-        "http": "synergy_gym.live.cluster_build:build_http",
+        "inprocess": "synergy_gym.live.inprocess.engine:build_inprocess",
+        "workers": "synergy_gym.live.cluster.build:build_workers",
+        "http": "synergy_gym.live.cluster.build:build_http",
     }
 )
 """Transport name -> `module:function` of its builder, loaded when it is used."""

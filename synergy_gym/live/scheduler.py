@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from synergy_gym.live.hosting import host_from_environment
-from synergy_gym.live.policy_host import PolicyHost
+from synergy_gym.live.hosting.build import host_from_environment
+from synergy_gym.live.hosting.host import PolicyHost
 
 
 class _Hosted:

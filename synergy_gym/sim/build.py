@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.latency.published import published_advert
+from synergy_gym.latency.models.published import published_advert
 from synergy_gym.scenario import Scenario, stop_time_ns
 from synergy_gym.seeding import stream_seed
 from synergy_gym.sim.memory_build import nanoseconds

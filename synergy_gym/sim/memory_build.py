@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.latency.terms import FS_PER_MS, UNIT
+from synergy_gym.latency.clock import FS_PER_MS, UNIT
 from synergy_gym.sim.adverts import NOT_PREDICTED
 from synergy_gym.sim.compiled import layout as L
 from synergy_gym.sim.compiled.pcg64 import write_state

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.latency.terms import check_reach
+from synergy_gym.latency.clock import check_reach
 from synergy_gym.sim.adverts import predicted_ns, published, started_with
 from synergy_gym.sim.compiled import layout as L
 from synergy_gym.sim.compiled.clock import batch, route, run

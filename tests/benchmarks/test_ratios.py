@@ -6,8 +6,8 @@ over the batch (five to twenty times slower), not the noise of a shared machine.
 
 from __future__ import annotations
 
-from synergy_gym.evaluation.bench_kernel import growth_row, play_s
-from synergy_gym.sim.bench_million import traffic
+from synergy_gym.bench.kernel import growth_row, play_s
+from synergy_gym.bench.million import traffic
 from synergy_gym.sim.plain.simulator import ReferenceSimulator
 
 

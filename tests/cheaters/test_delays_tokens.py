@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from synergy_gym.evaluation.conduct import STAGES
+from synergy_gym.evaluation.conduct.examine import STAGES
 from synergy_gym.policies import EnginePolicy
 from synergy_gym.types import BatchDecision, EngineView
 from tests.cheaters.judging import loses

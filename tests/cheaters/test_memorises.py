@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from synergy_gym.evaluation.clairvoyant import ClairvoyantEngine, OutputOracle
-from synergy_gym.evaluation.conduct import Layer, Watched, fresh_seeds
-from synergy_gym.evaluation.watching import Watch, WatchedRouter
+from synergy_gym.evaluation.conduct.examine import Layer, Watched, fresh_seeds
+from synergy_gym.evaluation.conduct.watch import Watch, WatchedRouter
 from synergy_gym.policies import EnginePolicy, RouterPolicy, make_router_policy
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestView

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.evaluation.conduct import Layer, examine
+from synergy_gym.evaluation.conduct.examine import Layer, examine
 from synergy_gym.policies import EnginePolicy, RouterPolicy
 from synergy_gym.types import BatchDecision, ClusterView, EngineAdvert, EngineView, RequestView
 from tests.cheaters.judging import rejected, watched

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from synergy_gym.evaluation.alone import decides_alone
-from synergy_gym.evaluation.conduct import Layer
-from synergy_gym.evaluation.two_futures import two_futures
+from synergy_gym.evaluation.conduct.alone import decides_alone
+from synergy_gym.evaluation.conduct.examine import Layer
+from synergy_gym.evaluation.conduct.two_futures import two_futures
 from synergy_gym.policies import EnginePolicy, RouterPolicy
 from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestView

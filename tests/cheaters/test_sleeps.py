@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from synergy_gym.evaluation.conduct import Layer, examine
+from synergy_gym.evaluation.conduct.examine import Layer, examine
 from synergy_gym.policies import EnginePolicy, RouterPolicy
 from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestView
 from tests.cheaters.judging import rejected, watched

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from synergy_gym.evaluation import evaluate
-from synergy_gym.evaluation.conduct import SIEGES, examine
-from synergy_gym.evaluation.starvation import SHARE, debts, starvation
+from synergy_gym.evaluation.conduct.examine import SIEGES, examine
+from synergy_gym.evaluation.conduct.starvation import SHARE, debts, starvation
 from synergy_gym.policies import EnginePolicy, RouterPolicy
 from synergy_gym.types import (
     SLO,

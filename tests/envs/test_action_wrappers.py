@@ -13,15 +13,15 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 from synergy_gym.actions import EngineGrid
-from synergy_gym.envs.action_wrappers import (
+from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
+from synergy_gym.envs.engine_batching import EngineBatchingEnv
+from synergy_gym.envs.wrappers.actions import (
     DecisionInterval,
     DeltaActions,
     FlatActions,
     flat_mask,
 )
-from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
-from synergy_gym.envs.engine_batching import EngineBatchingEnv
-from synergy_gym.envs.wrappers import SemiMarkovDiscount
+from synergy_gym.envs.wrappers.discount import SemiMarkovDiscount
 from synergy_gym.scenario import Scenario
 from synergy_gym.types import Event
 from tests.envs.forms import EVERY_ITERATION

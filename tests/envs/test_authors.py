@@ -10,9 +10,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from synergy_gym.actions import DEFAULT_GRID
-from synergy_gym.envs.authors import AuthorsScheduler
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
+from synergy_gym.envs.wrappers.authors import AuthorsScheduler
 from synergy_gym.policies.authors_state import AUTHORS_GRID
 from synergy_gym.scenario import Scenario
 from tests.envs.forms import LIMITS

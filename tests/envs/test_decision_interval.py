@@ -12,9 +12,9 @@ import pytest
 
 import synergy_gym  # noqa: F401 - registers the ids
 from synergy_gym.actions import EngineGrid
-from synergy_gym.envs.action_wrappers import DecisionInterval
 from synergy_gym.envs.cross_layer import CrossLayerEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
+from synergy_gym.envs.wrappers.actions import DecisionInterval
 from synergy_gym.evaluation import evaluate
 from synergy_gym.policies.agent_file import Agent, save_agent
 from synergy_gym.policies.learned import ENGINE_FEATURES

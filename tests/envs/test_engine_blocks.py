@@ -11,8 +11,8 @@ from gymnasium.utils.env_checker import check_env
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
-from synergy_gym.envs.engine_blocks import EngineBlocks
-from synergy_gym.envs.wrappers import RerouteIllegal
+from synergy_gym.envs.wrappers.discount import RerouteIllegal
+from synergy_gym.envs.wrappers.engine_blocks import EngineBlocks
 from synergy_gym.features import NUM_REQUEST_FEATURES, NUM_ROUTER_FEATURES
 from synergy_gym.scenario import Scenario
 

@@ -11,7 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
-from synergy_gym.envs.forecast import ForecastObservation
+from synergy_gym.envs.wrappers.forecast import ForecastObservation
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.policies.agent_file import FORMAT, Agent, save_agent
 from synergy_gym.policies.forecast import NUM_BLOCK_FEATURES

@@ -14,14 +14,14 @@ from gymnasium.wrappers import (
     TimeLimit,
 )
 
-from synergy_gym.envs.action_wrappers import DecisionInterval, DeltaActions, FlatActions
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
-from synergy_gym.envs.engine_blocks import EngineBlocks
-from synergy_gym.envs.randomisation import DomainRandomization, WorldRanges
-from synergy_gym.envs.ranges import Choice, Integers, Outages, Several, Uniform
+from synergy_gym.envs.randomisation.ranges import Choice, Integers, Outages, Several, Uniform
+from synergy_gym.envs.randomisation.worlds import DomainRandomization, WorldRanges
 from synergy_gym.envs.vector import ClusterRoutingVectorEnv
-from synergy_gym.envs.wrappers import RerouteIllegal, SemiMarkovDiscount
+from synergy_gym.envs.wrappers.actions import DecisionInterval, DeltaActions, FlatActions
+from synergy_gym.envs.wrappers.discount import RerouteIllegal, SemiMarkovDiscount
+from synergy_gym.envs.wrappers.engine_blocks import EngineBlocks
 from synergy_gym.scenario import Scenario
 
 SMALL: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "n_epochs": 1, "device": "cpu"}

@@ -10,7 +10,7 @@ import pytest
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.cross_layer import CrossLayerEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
-from synergy_gym.envs.one_layer import OneLayer
+from synergy_gym.envs.wrappers.one_layer import OneLayer
 from synergy_gym.scenario import Scenario
 from synergy_gym.workload.base import make_workload
 from tests.envs.forms import LIMITS

@@ -15,11 +15,13 @@ from gymnasium.utils.env_checker import check_env
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
-from synergy_gym.envs.engine_blocks import EngineBlocks
-from synergy_gym.envs.knobs import apply_knobs, engine_kind, knobs
-from synergy_gym.envs.nominal_rate import demand, engine_rates_rps, round_robin_rate_rps
-from synergy_gym.envs.randomisation import DomainRandomization, WorldRanges
-from synergy_gym.envs.ranges import (
+from synergy_gym.envs.randomisation.knobs import apply_knobs, engine_kind, knobs
+from synergy_gym.envs.randomisation.nominal_rate import (
+    demand,
+    engine_rates_rps,
+    round_robin_rate_rps,
+)
+from synergy_gym.envs.randomisation.ranges import (
     Choice,
     Integers,
     LogUniform,
@@ -29,6 +31,8 @@ from synergy_gym.envs.ranges import (
     Uniform,
     as_range,
 )
+from synergy_gym.envs.randomisation.worlds import DomainRandomization, WorldRanges
+from synergy_gym.envs.wrappers.engine_blocks import EngineBlocks
 from synergy_gym.scenario import Scenario, list_scenarios, load_scenario
 from synergy_gym.workload.spec import ArrivalSpec, TrafficMix
 
@@ -351,7 +355,7 @@ def test_worlds_in_gymnasium_vectors(wide: WorldRanges) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version")
 def test_gymnasium_accepts_it(wide: WorldRanges) -> None:
-    from synergy_gym.envs.wrappers import RerouteIllegal
+    from synergy_gym.envs.wrappers.discount import RerouteIllegal
 
     check_env(RerouteIllegal(DomainRandomization(blocks, wide)), skip_render_check=True)
 

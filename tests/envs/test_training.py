@@ -9,8 +9,8 @@ import pytest
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.cross_layer import CrossLayerEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
-from synergy_gym.envs.one_layer import OneLayer
-from synergy_gym.envs.wrappers import RerouteIllegal, SemiMarkovDiscount
+from synergy_gym.envs.wrappers.discount import RerouteIllegal, SemiMarkovDiscount
+from synergy_gym.envs.wrappers.one_layer import OneLayer
 from synergy_gym.scenario import Scenario
 
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "device": "cpu"}

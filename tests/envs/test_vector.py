@@ -13,14 +13,14 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from synergy_gym.actions import EngineGrid
-from synergy_gym.envs.action_wrappers import DecisionInterval
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
+from synergy_gym.envs.compiled.vector import WHO_KERNEL, WHO_PYTHON
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
-from synergy_gym.envs.fused_vector import WHO_KERNEL, WHO_PYTHON
-from synergy_gym.envs.randomisation import DomainRandomization, WorldRanges
-from synergy_gym.envs.ranges import Uniform
+from synergy_gym.envs.randomisation.ranges import Uniform
+from synergy_gym.envs.randomisation.worlds import DomainRandomization, WorldRanges
 from synergy_gym.envs.vector import ClusterRoutingVectorEnv, EngineBatchingVectorEnv
 from synergy_gym.envs.vector_base import ServingVectorEnv
+from synergy_gym.envs.wrappers.actions import DecisionInterval
 from synergy_gym.scenario import Scenario
 from synergy_gym.workload.base import Workload, make_workload
 from tests.envs.forms import EVERY_ITERATION, LIMITS

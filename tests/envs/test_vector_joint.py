@@ -12,8 +12,8 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import synergy_gym  # noqa: F401  # registers the environments
+from synergy_gym.envs.compiled.vector import WHO_KERNEL, WHO_PYTHON
 from synergy_gym.envs.cross_layer import CrossLayerEnv
-from synergy_gym.envs.fused_vector import WHO_KERNEL, WHO_PYTHON
 from synergy_gym.envs.vector_joint import CrossLayerVectorEnv
 from synergy_gym.scenario import Scenario
 from tests.envs.test_vector import MODES, play

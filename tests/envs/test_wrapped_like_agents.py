@@ -17,11 +17,11 @@ from gymnasium.wrappers import (
 )
 
 from synergy_gym.actions import EngineGrid
-from synergy_gym.envs.action_wrappers import DecisionInterval, DeltaActions, FlatActions
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
-from synergy_gym.envs.engine_blocks import EngineBlocks
-from synergy_gym.envs.wrappers import SemiMarkovDiscount
+from synergy_gym.envs.wrappers.actions import DecisionInterval, DeltaActions, FlatActions
+from synergy_gym.envs.wrappers.discount import SemiMarkovDiscount
+from synergy_gym.envs.wrappers.engine_blocks import EngineBlocks
 from synergy_gym.evaluation import evaluate
 from synergy_gym.policies.agent_file import Agent, save_agent
 from synergy_gym.policies.learned import ENGINE_FEATURES, SCORER_FEATURES, engine_rows

@@ -10,7 +10,7 @@ import pytest
 
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
-from synergy_gym.envs.wrappers import RerouteIllegal, SemiMarkovDiscount
+from synergy_gym.envs.wrappers.discount import RerouteIllegal, SemiMarkovDiscount
 from synergy_gym.scenario import Scenario
 from tests.envs.forms import LIMITS
 

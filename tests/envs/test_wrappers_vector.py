@@ -12,12 +12,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics
 
 from synergy_gym.actions import EngineGrid
-from synergy_gym.envs.action_wrappers import FlatActions
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
 from synergy_gym.envs.vector import ClusterRoutingVectorEnv, EngineBatchingVectorEnv
-from synergy_gym.envs.wrappers import RerouteIllegal, SemiMarkovDiscount
-from synergy_gym.envs.wrappers_vector import (
+from synergy_gym.envs.wrappers.actions import FlatActions
+from synergy_gym.envs.wrappers.discount import RerouteIllegal, SemiMarkovDiscount
+from synergy_gym.envs.wrappers.vector import (
     VectorFlatActions,
     VectorRerouteIllegal,
     VectorSemiMarkovDiscount,

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from synergy_gym.evaluation.board import Histogram, LatencyKey, latency_text
-from synergy_gym.evaluation.incident_library import INCIDENTS, Incident
-from synergy_gym.evaluation.incident_measures import MEASURES
-from synergy_gym.evaluation.incidents import CARDS_FILE, CardRow, write_cards
+from synergy_gym.evaluation.board.board import Histogram, LatencyKey, latency_text
+from synergy_gym.evaluation.board.incident_library import INCIDENTS, Incident
+from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.tables import Row, csv_text
+from synergy_gym.evaluation.incidents.cards import CARDS_FILE, CardRow, write_cards
+from synergy_gym.evaluation.incidents.measures import MEASURES
 from synergy_gym.evaluation.jobs import CDF_EDGES_S, COLUMNS, KEY_COLUMNS
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS
 from synergy_gym.evaluation.manifest import write_json
-from synergy_gym.evaluation.suites import Part, Suite
-from synergy_gym.evaluation.tables import Row, csv_text
 
 HOSTILE = "<script>document.title='taken'</script>"
 """A policy name that would be run by a page that does not escape it."""

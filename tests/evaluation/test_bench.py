@@ -11,15 +11,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from synergy_gym.evaluation import (
-    bench_cold,
-    bench_envs,
-    bench_evaluate,
-    bench_kernel,
-    bench_vector,
-)
-from synergy_gym.evaluation.bench import machine, parts, read_rows, run_bench
-from synergy_gym.evaluation.bench_row import Effort, Part, Row
+from synergy_gym.bench import cold as bench_cold
+from synergy_gym.bench import envs as bench_envs
+from synergy_gym.bench import evaluate as bench_evaluate
+from synergy_gym.bench import kernel as bench_kernel
+from synergy_gym.bench import vector as bench_vector
+from synergy_gym.bench.bench import machine, parts, read_rows, run_bench
+from synergy_gym.bench.row import Effort, Part, Row
 from synergy_gym.sim.compiled.clock import advance
 from synergy_gym.sim.readiness import BackgroundCompilation
 

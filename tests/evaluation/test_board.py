@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym import cli
-from synergy_gym.evaluation.board import (
+from synergy_gym.cli import app as cli
+from synergy_gym.evaluation.board.board import (
     BoardError,
     latency_text,
     read_board,
@@ -20,10 +20,10 @@ from synergy_gym.evaluation.board import (
     render_board,
     write_parquet,
 )
+from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.tables import csv_text
 from synergy_gym.evaluation.jobs import COLUMNS
 from synergy_gym.evaluation.leaderboard import run_leaderboard
-from synergy_gym.evaluation.suites import Part, Suite
-from synergy_gym.evaluation.tables import csv_text
 from tests.evaluation.board_samples import SUITE, write_sample_board
 
 PAGES = ("leaderboard.md", "report.html")

@@ -11,7 +11,7 @@ import pytest
 from synergy_gym.evaluation import bound, evaluate
 from synergy_gym.evaluation.bound import attainment_bound, priced_bound
 from synergy_gym.evaluation.minimal_work import deadlines, engine_work, shared_tokens
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.types import NS_PER_S, SLO, Event
 from synergy_gym.workload.base import Workload, make_workload

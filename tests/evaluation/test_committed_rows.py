@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.evaluation.reference_episodes import (
+from synergy_gym.evaluation.verify.boards import Options, Verdict, verify
+from synergy_gym.evaluation.verify.versions import (
     RESULTS_CHANGED,
     VERSIONS_FILE,
     Versions,
@@ -15,7 +16,6 @@ from synergy_gym.evaluation.reference_episodes import (
     renew,
     version_problems,
 )
-from synergy_gym.evaluation.verify import Options, Verdict, verify
 
 BOARDS = Path(__file__).resolve().parents[2] / "experiments" / "leaderboard"
 QUICK = BOARDS / "season1" / "quick"

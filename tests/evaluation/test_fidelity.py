@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from synergy_gym.cli_fidelity import engine_arguments, names, numbers
-from synergy_gym.evaluation import fidelity_tables as tables
-from synergy_gym.evaluation.calibration import (
+from synergy_gym.cli.fidelity import engine_arguments, names, numbers
+from synergy_gym.evaluation.runner import evaluate
+from synergy_gym.fidelity import tables
+from synergy_gym.fidelity.calibration import (
     GRID,
     HELD_OUT,
     PLAYED,
@@ -24,8 +25,7 @@ from synergy_gym.evaluation.calibration import (
     kind_means,
     running_mean,
 )
-from synergy_gym.evaluation.calibration_file import calibration_text, processor
-from synergy_gym.evaluation.fidelity import (
+from synergy_gym.fidelity.compare import (
     QUICK,
     Cell,
     Comparison,
@@ -35,13 +35,13 @@ from synergy_gym.evaluation.fidelity import (
     slowdowns,
     speed_bins,
 )
-from synergy_gym.evaluation.fidelity_report import write_report
-from synergy_gym.evaluation.fidelity_store import EpisodeData, Store
-from synergy_gym.evaluation.recording import Explorer, Recorder, StepLog
-from synergy_gym.evaluation.runner import evaluate
+from synergy_gym.fidelity.meter import ReferenceStep
+from synergy_gym.fidelity.profile_text import calibration_text, processor
+from synergy_gym.fidelity.recorder import Explorer, Recorder, StepLog
+from synergy_gym.fidelity.report import write_report
+from synergy_gym.fidelity.store import EpisodeData, Store
 from synergy_gym.latency.profile_writer import write_profile
 from synergy_gym.latency.profiles import load_profile
-from synergy_gym.live.meter import ReferenceStep
 from synergy_gym.policies.registry import make_engine_policy
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import StepReport

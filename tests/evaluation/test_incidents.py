@@ -10,17 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.evaluation.incident_check import card_problems
-from synergy_gym.evaluation.incident_library import (
+from synergy_gym.evaluation.board.incident_library import (
     INCIDENTS,
     LAYERS,
     Incident,
     find_incident,
     incidents_of,
 )
-from synergy_gym.evaluation.incident_measures import MEASURES, Played
-from synergy_gym.evaluation.incident_page import cards_text, library_text, matrix
-from synergy_gym.evaluation.incidents import (
+from synergy_gym.evaluation.board.suites import find_suite
+from synergy_gym.evaluation.incidents.cards import (
     CALM,
     CARDS_FILE,
     SUITE,
@@ -32,9 +30,11 @@ from synergy_gym.evaluation.incidents import (
     read_cards,
     write_cards,
 )
+from synergy_gym.evaluation.incidents.measures import MEASURES, Played
+from synergy_gym.evaluation.incidents.page import cards_text, library_text, matrix
 from synergy_gym.evaluation.jobs import Job
 from synergy_gym.evaluation.runner import Result
-from synergy_gym.evaluation.suites import find_suite
+from synergy_gym.evaluation.verify.cards import card_problems
 from synergy_gym.scenario import list_scenarios, load_scenario
 from synergy_gym.types import NS_PER_S, SLO, Outcome, RequestRecords, TelemetrySpec
 

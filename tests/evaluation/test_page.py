@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.evaluation.board import Board
+from synergy_gym.evaluation.board.board import Board
+from synergy_gym.evaluation.board.suites import Part, Suite
 from synergy_gym.evaluation.coverage import coverage_text
 from synergy_gym.evaluation.jobs import COLUMNS, ORACLE
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS
-from synergy_gym.evaluation.page import leaderboard_text
-from synergy_gym.evaluation.suites import Part, Suite
+from synergy_gym.evaluation.report.markdown import leaderboard_text
 from synergy_gym.scenario import load_scenario
 
 MATRIX = {

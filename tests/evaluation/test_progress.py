@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 
 from synergy_gym.evaluation import leaderboard
-from synergy_gym.evaluation.jobs import Job, JobResult
-from synergy_gym.evaluation.leaderboard import run_leaderboard, to_record
-from synergy_gym.evaluation.progress import (
+from synergy_gym.evaluation.board.journal import (
     LOCK_FILE,
     PROGRESS_FILE,
     FolderInUseError,
     ProgressLog,
     decisions_name,
 )
-from synergy_gym.evaluation.suites import Part, Suite
+from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.jobs import Job, JobResult
+from synergy_gym.evaluation.leaderboard import run_leaderboard, to_record
 
 SHORT: dict[str, Any] = {"loads": (1.0, 1.3), "seeds": 2, "horizon_s": 3.0, "warmup_s": 1.0}
 TINY = Suite(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from synergy_gym.evaluation.board import read_board
-from synergy_gym.evaluation.report_html import COLOURS, report_html
+from synergy_gym.evaluation.board.board import read_board
+from synergy_gym.evaluation.report.html import COLOURS, report_html
 from tests.devtools import Page, browser_page, find_browser
 from tests.evaluation.board_samples import ENGINES, HOSTILE, write_sample_board
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synergy_gym.evaluation.board import read_board
-from synergy_gym.evaluation.curves import attainment_curves
-from synergy_gym.evaluation.report_html import marked_policies, report_html
-from synergy_gym.evaluation.report_incidents import board_cards, passed
-from synergy_gym.evaluation.report_tables import heat_cell, pair_heat
-from synergy_gym.evaluation.svg import (
+from synergy_gym.evaluation.board.board import read_board
+from synergy_gym.evaluation.report.curves import attainment_curves
+from synergy_gym.evaluation.report.html import marked_policies, report_html
+from synergy_gym.evaluation.report.html_incidents import board_cards, passed
+from synergy_gym.evaluation.report.html_tables import heat_cell, pair_heat
+from synergy_gym.evaluation.report.svg import (
     BOTTOM,
     HEIGHT,
     LEFT,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from synergy_gym.evaluation.jobs import COLUMNS
-from synergy_gym.evaluation.scores import (
+from synergy_gym.evaluation.board.scores import (
     baseline,
     oracle_table,
     page_table,
@@ -17,6 +16,8 @@ from synergy_gym.evaluation.scores import (
     score_table,
     tied_ranks,
 )
+from synergy_gym.evaluation.board.tables import Row
+from synergy_gym.evaluation.jobs import COLUMNS
 from synergy_gym.evaluation.statistics import (
     estimate,
     expanded_level,
@@ -24,7 +25,6 @@ from synergy_gym.evaluation.statistics import (
     interquartile_mean,
     paired_estimate,
 )
-from synergy_gym.evaluation.tables import Row
 from synergy_gym.types import FloatArray
 
 SEEDS = tuple(range(3000, 3010))

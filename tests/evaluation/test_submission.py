@@ -14,31 +14,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.cli import main
-from synergy_gym.evaluation import conduct, submission_run
-from synergy_gym.evaluation.board import read_board
+from synergy_gym.cli.app import main
+from synergy_gym.evaluation.board.board import read_board
+from synergy_gym.evaluation.board.journal import PROGRESS_FILE
+from synergy_gym.evaluation.board.suites import SUITES, Part, Suite
+from synergy_gym.evaluation.conduct import examine as conduct
 from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.leaderboard import run_leaderboard
-from synergy_gym.evaluation.progress import PROGRESS_FILE
-from synergy_gym.evaluation.submission import PLAN_FILE, PlayEntries, prepare
-from synergy_gym.evaluation.submission_check import CHECKS, submission_problems
-from synergy_gym.evaluation.submission_policy import (
+from synergy_gym.evaluation.submission import submit as submission_run
+from synergy_gym.evaluation.submission.plan import PLAN_FILE, PlayEntries, prepare
+from synergy_gym.evaluation.submission.policy import (
     adopt,
     file_sha256,
     is_registered,
     policy_file,
     spec_in,
 )
-from synergy_gym.evaluation.submission_rank import (
+from synergy_gym.evaluation.submission.source import source_problems
+from synergy_gym.evaluation.submission.standing import (
     BOARDS,
     board_folder,
     committed_rows,
     rank_interval,
 )
-from synergy_gym.evaluation.submission_run import RejectedError, Submitted, submit
-from synergy_gym.evaluation.submission_source import source_problems
-from synergy_gym.evaluation.suites import SUITES, Part, Suite
-from synergy_gym.evaluation.verify import Options, verify
+from synergy_gym.evaluation.submission.submit import RejectedError, Submitted, submit
+from synergy_gym.evaluation.verify.boards import Options, verify
+from synergy_gym.evaluation.verify.submission import CHECKS, submission_problems
 from synergy_gym.policies.agent_file import AGENTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -568,8 +569,8 @@ def test_reading_a_submission_runs_none_of_its_code(done: Submitted, tmp_path: P
     write(path, f"from pathlib import Path\nPath({str(marker)!r}).touch()\n" + path.read_text())
     code = (
         "from pathlib import Path; import dataclasses\n"
-        "from synergy_gym.evaluation.board import read_board\n"
-        "from synergy_gym.evaluation.submission_check import CHECKS, submission_problems\n"
+        "from synergy_gym.evaluation.board.board import read_board\n"
+        "from synergy_gym.evaluation.verify.submission import CHECKS, submission_problems\n"
         f"board = read_board(Path({str(folder)!r}))\n"
         "print(submission_problems(board.folder, board.manifest, board.rows))\n"
     )

@@ -6,10 +6,8 @@ import json
 
 import pytest
 
-from synergy_gym.evaluation.board import read_board
-from synergy_gym.evaluation.jobs import ORACLE
-from synergy_gym.evaluation.submission_rank import board_folder
-from synergy_gym.evaluation.suites import (
+from synergy_gym.evaluation.board.board import read_board
+from synergy_gym.evaluation.board.suites import (
     DEFAULT_ENGINE,
     DEFAULT_ROUTER,
     FULL_PAIRS,
@@ -22,6 +20,8 @@ from synergy_gym.evaluation.suites import (
     find_suite,
     list_suites,
 )
+from synergy_gym.evaluation.jobs import ORACLE
+from synergy_gym.evaluation.submission.standing import board_folder
 from synergy_gym.policies.agent_file import packaged_agents
 from synergy_gym.policies.registry import engine_policies, router_policies
 from synergy_gym.scenario import list_scenarios, load_scenario

@@ -9,9 +9,9 @@ import random
 
 import pytest
 
+from synergy_gym.evaluation.board.scores import ranking
+from synergy_gym.evaluation.board.tables import cell, csv_text, decision_times, markdown
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS
-from synergy_gym.evaluation.scores import ranking
-from synergy_gym.evaluation.tables import cell, csv_text, decision_times, markdown
 
 REQUIRED = (
     "suite, scenario, load, seed, engine_policy, router_policy, offered, finished, rejected, "

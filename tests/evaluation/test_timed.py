@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 
-from synergy_gym.evaluation.decision_log import DecisionLog
-from synergy_gym.evaluation.jobs import ORACLE, Job, run_job
-from synergy_gym.evaluation.runner import evaluate
-from synergy_gym.evaluation.suites import (
+from synergy_gym.evaluation.board.suites import (
     ENGINE_POLICIES,
     ROUTER_POLICIES,
     SUITES,
@@ -20,6 +17,9 @@ from synergy_gym.evaluation.suites import (
     Suite,
     chosen_suite,
 )
+from synergy_gym.evaluation.decision_log import DecisionLog
+from synergy_gym.evaluation.jobs import ORACLE, Job, run_job
+from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.evaluation.timed import (
     DECISION_TIMES,
     Charge,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym import cli
+from synergy_gym.cli import app as cli
 from synergy_gym.evaluation.runner import Result, evaluate
 from synergy_gym.evaluation.timeline import FIRST_ENGINE_PID, ROUTER_PID, Timeline, write_timeline
 from synergy_gym.scenario import Scenario, load_scenario

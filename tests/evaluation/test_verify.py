@@ -15,18 +15,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from synergy_gym.cli import main
-from synergy_gym.evaluation import leaderboard, verify_play
-from synergy_gym.evaluation.board import read_board
+from synergy_gym.cli.app import main
+from synergy_gym.evaluation import leaderboard
+from synergy_gym.evaluation.board.board import read_board
+from synergy_gym.evaluation.board.suites import SUITES, Part, Suite
 from synergy_gym.evaluation.decision_log import DecisionLogError, packed, unpacked
 from synergy_gym.evaluation.jobs import COLUMNS, Job, run_job
 from synergy_gym.evaluation.leaderboard import run_leaderboard
 from synergy_gym.evaluation.replay import replayed_row
-from synergy_gym.evaluation.suites import SUITES, Part, Suite
 from synergy_gym.evaluation.timed import Charge
-from synergy_gym.evaluation.verify import Options, boards_in, verify
-from synergy_gym.evaluation.verify_fresh import FIRST_FRESH, fresh_seeds, predicted
-from synergy_gym.evaluation.verify_play import sampled
+from synergy_gym.evaluation.verify import play as verify_play
+from synergy_gym.evaluation.verify.boards import Options, boards_in, verify
+from synergy_gym.evaluation.verify.fresh_seeds import FIRST_FRESH, fresh_seeds, predicted
+from synergy_gym.evaluation.verify.play import sampled
 from synergy_gym.policies.base import Policy
 from synergy_gym.policies.engine.random_decisions import RandomDecisions
 

@@ -14,7 +14,7 @@ import pytest
 from async_simulator import EXACT, VLLM, AsyncSimulator, Information
 
 from synergy_gym.evaluation.runner import Player, evaluate
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.engine.vllm_v1 import VllmV1
 from synergy_gym.policies.router.round_robin import RoundRobin

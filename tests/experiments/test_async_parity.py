@@ -16,10 +16,10 @@ import pytest
 from async_simulator import VLLM, AsyncSimulator
 
 from synergy_gym.evaluation.runner import Player
-from synergy_gym.latency.terms import StepTerms, step_ns
-from synergy_gym.live.policy_host import HostClock, PolicyHost
-from synergy_gym.live.steering import Steering
-from synergy_gym.live.tiny_model import write_model
+from synergy_gym.latency.clock import StepTerms, step_ns
+from synergy_gym.live.hosting.host import HostClock, PolicyHost
+from synergy_gym.live.hosting.steering import Steering
+from synergy_gym.live.vllm.tiny_model import write_model
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.registry import make_engine_policy
 from synergy_gym.policies.router.round_robin import RoundRobin

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from synergy_gym.latency.saturation_terms import SaturationTerms
+from synergy_gym.latency.clock_saturation import SaturationTerms
 from synergy_gym.policies.registry import make_engine_policy
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import TelemetrySpec

@@ -10,7 +10,7 @@ import pytest
 import replay_single_gpu as sg
 from fit_step_latency import fit_clock
 
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 
 
 def tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.sim.points import BATCH, DONE
 from synergy_gym.types import (
     NS_PER_S,

@@ -130,7 +130,7 @@ def test_a_fraction_is_no_engine(simulator: type) -> None:
 
 
 def one_request(simulator: type, **changes: Any) -> Any:
-    from synergy_gym.latency.terms import StepTerms
+    from synergy_gym.latency.clock import StepTerms
     from synergy_gym.types import SLO, EngineSpec
     from synergy_gym.workload.base import make_workload
 

@@ -13,7 +13,7 @@ import pytest
 
 import synergy_gym
 from synergy_gym.evaluation import evaluate
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.types import SLO, EngineSpec
 from synergy_gym.workload.base import make_workload
 from tests.strategies import SIMULATORS, play

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from synergy_gym.evaluation import evaluate
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.sim.compiled import checks
 from synergy_gym.sim.compiled import layout as L
 from synergy_gym.sim.memory import Memory

@@ -1,6 +1,6 @@
 """Invariants 7 and 8, black-box: no policy's decision depends on anything that is still to come.
 
-The test itself is `synergy_gym.evaluation.two_futures`, which submissions have to pass too.
+The test itself is `synergy_gym.evaluation.conduct.two_futures`, which submissions have to pass too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synergy_gym.evaluation.two_futures import (
+from synergy_gym.evaluation.conduct.two_futures import (
     Played,
     World,
     play_engine,

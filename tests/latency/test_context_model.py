@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synergy_gym.latency import rls
-from synergy_gym.latency.context_model import (
+from synergy_gym.latency.clock import NOISE, SLOW, STRAGGLER_P, UNIT, StepTerms, step_ns
+from synergy_gym.latency.models import rls
+from synergy_gym.latency.models.context import (
     GENERIC_STEP_MS,
     MIN_STEP_MS,
     ContextAwareModel,
@@ -25,7 +26,6 @@ from synergy_gym.latency.context_model import (
     StepModel,
 )
 from synergy_gym.latency.profiles import list_profiles, load_profile
-from synergy_gym.latency.terms import NOISE, SLOW, STRAGGLER_P, UNIT, StepTerms, step_ns
 from synergy_gym.types import ADVERT_TERMS, StepReport
 
 H100, A6000 = "h100-llama-3.1-8b", "2xa6000-llama-3.1-8b"

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from synergy_gym.latency.clock import NOISE, step_ns
 from synergy_gym.latency.profiles import load_profile
-from synergy_gym.latency.terms import NOISE, step_ns
 from tests.loading import load_script
 
 DATA = os.environ.get("SYNERGY_GYM_DATA")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from synergy_gym.latency.clock import StepTerms, step_ns
 from synergy_gym.latency.fitting import (
     ALL_TERMS,
     StepColumns,
@@ -19,7 +20,6 @@ from synergy_gym.latency.fitting import (
 )
 from synergy_gym.latency.profile_writer import profile_text, write_profile
 from synergy_gym.latency.profiles import ProfileError, load_profile
-from synergy_gym.latency.terms import StepTerms, step_ns
 from synergy_gym.types import StepReport
 
 TRUTH = StepTerms(

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from synergy_gym.latency.online import ContextAwareModel, StepFeatures
+from synergy_gym.latency.models.online import ContextAwareModel, StepFeatures
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 

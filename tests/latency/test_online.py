@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from synergy_gym.latency import online
-from synergy_gym.latency.online import (
+from synergy_gym.latency.models import online
+from synergy_gym.latency.models.online import (
     PRESETS,
     FitRecord,
     OnlineSaturationModel,
@@ -20,8 +20,8 @@ from synergy_gym.latency.online import (
     StepModel,
     online_settings,
 )
-from synergy_gym.latency.published import published_model
-from synergy_gym.latency.saturation import FitError, SaturationFit, SaturationModel
+from synergy_gym.latency.models.published import published_model
+from synergy_gym.latency.models.saturation_fit import FitError, SaturationFit, SaturationModel
 from synergy_gym.types import ADVERT_TERMS
 from tests.engines import H100
 

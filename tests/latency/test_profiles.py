@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from synergy_gym.latency.clock import step_ns
 from synergy_gym.latency.profiles import Loop, ProfileError, list_profiles, load_profile
-from synergy_gym.latency.terms import step_ns
 from synergy_gym.seasons import SEASON, season_files
 
 NAMES = ("2xa6000-llama-3.1-8b", "a100-llama-3.1-8b", "h100-llama-3.1-8b", "h100-qwq-32b")

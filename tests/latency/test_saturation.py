@@ -10,21 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synergy_gym.latency import saturation_model as slots
-from synergy_gym.latency.profiles import list_profiles, load_profile
-from synergy_gym.latency.published import (
+from synergy_gym.latency.models import saturation as slots
+from synergy_gym.latency.models.published import (
     AUTHORS_DEFAULT,
     loaded_model,
     published_advert,
     published_model,
     same_work,
 )
-from synergy_gym.latency.saturation import (
+from synergy_gym.latency.models.saturation_fit import (
     Form,
     SaturationModel,
     fallback_invert,
     fallback_ms,
 )
+from synergy_gym.latency.profiles import list_profiles, load_profile
 from synergy_gym.types import ADVERT_TERMS, EngineSpec
 from tests.engines import A100, A6000, H100, LLAMA_8B, QWQ
 

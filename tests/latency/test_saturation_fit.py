@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit, lsq_linear
 
-from synergy_gym.latency.published import published_model
-from synergy_gym.latency.saturation import (
+from synergy_gym.latency.models.published import published_model
+from synergy_gym.latency.models.saturation_fit import (
     PROFILING_TRIM_ROWS,
     FitError,
     Form,

@@ -13,11 +13,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from synergy_gym.latency import saturation_terms
-from synergy_gym.latency.published import published_model
-from synergy_gym.latency.saturation_model import FORMS, Form, SaturationModel
-from synergy_gym.latency.saturation_terms import SaturationTerms
-from synergy_gym.latency.terms import (
+from synergy_gym.latency import clock_saturation as saturation_terms
+from synergy_gym.latency.clock import (
     BY_SEQUENCES,
     BY_TOKENS,
     CLOCK_SIZE,
@@ -27,6 +24,9 @@ from synergy_gym.latency.terms import (
     step_ns,
     step_ns_kernel,
 )
+from synergy_gym.latency.clock_saturation import SaturationTerms
+from synergy_gym.latency.models.published import published_model
+from synergy_gym.latency.models.saturation import FORMS, Form, SaturationModel
 from synergy_gym.types import SLO, IntArray
 from synergy_gym.workload.base import make_workload
 from tests import engines

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synergy_gym.latency.grids import BATCHES, CONTEXTS, PAIRS, UNIT, grid_ns
-from synergy_gym.latency.profiles import Loop, ProfileError, load_profile
-from synergy_gym.latency.table_terms import (
+from synergy_gym.latency.clock import CLOCK_SIZE, GRID, SLOW, check_reach, step_ns, step_ns_kernel
+from synergy_gym.latency.clock_table import (
     TableTerms,
     held_out_errors,
     residual_field,
     table_terms,
 )
-from synergy_gym.latency.terms import CLOCK_SIZE, GRID, SLOW, check_reach, step_ns, step_ns_kernel
+from synergy_gym.latency.grids import BATCHES, CONTEXTS, PAIRS, UNIT, grid_ns
+from synergy_gym.latency.profiles import Loop, ProfileError, load_profile
 from synergy_gym.types import EngineSpec, IntArray
 
 MOST_SEQUENCES, MOST_TOKENS = 256, 2048

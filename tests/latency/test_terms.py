@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synergy_gym.latency.terms import (
+from synergy_gym.latency.clock import (
     CLOCK_SIZE,
     FLOOR_NS,
     SLOW,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym import cli, cli_train
+from synergy_gym.cli import app as cli
+from synergy_gym.cli import train as cli_train
 from synergy_gym.policies.agent_file import load_agent
 
 SHORT = "--timesteps 128 --num-envs 4 --eval-every 128 --eval-seeds 1 --eval-load 1.2 --hidden 8"

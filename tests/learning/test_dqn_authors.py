@@ -75,7 +75,7 @@ def test_a_resumed_run_equals_one_in_a_piece(whole: dict[str, bytes], tmp_path: 
 
 
 def learner(**settings: Any) -> Any:
-    from synergy_gym.learning.authors_dqn import AuthorsDqn, AuthorsSettings
+    from synergy_gym.learning.authors_dqn.network import AuthorsDqn, AuthorsSettings
 
     return AuthorsDqn(AuthorsSettings(**settings), seed=3)
 

@@ -15,7 +15,7 @@ from tests.learning.conftest import PPO, small_plan
 
 def _played(plan: TrainingPlan, seed: int, action: list[int]) -> list[tuple[float, Any]]:
     """(sum of rewards, figures) of one episode per environment, an action all along."""
-    from synergy_gym.learning.sb3_env import make_training_env
+    from synergy_gym.learning.sb3.env import make_training_env
 
     env = make_training_env(plan, flat=False, masks=False)
     env.seed(seed)
@@ -35,7 +35,7 @@ def _played(plan: TrainingPlan, seed: int, action: list[int]) -> list[tuple[floa
 
 def test_training_waits_for_the_compiled_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain one, which plays while that is compiled, has no memory to look into."""
-    from synergy_gym.learning import sb3_env
+    from synergy_gym.learning.sb3 import env as sb3_env
 
     order: list[str] = []
 

@@ -95,8 +95,8 @@ def test_the_exported_agent_is_the_trained_network(
 ) -> None:
     import torch as th
 
-    from synergy_gym.learning.sb3_algorithms import FAMILIES
-    from synergy_gym.learning.sb3_training import Trainer
+    from synergy_gym.learning.sb3.algorithms import FAMILIES
+    from synergy_gym.learning.sb3.training import Trainer
 
     frames = 3 if kind == "engine" else 1
     trainer = Trainer(
@@ -140,9 +140,9 @@ def _torch_output(policy: Any, observation: Any, algorithm: str) -> Any:
 def test_native_and_single_environments_train_the_same_agent(
     kind: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    from synergy_gym.learning.sb3_algorithms import FAMILIES
-    from synergy_gym.learning.sb3_env import native_envs, single_envs
-    from synergy_gym.learning.sb3_training import train_sb3
+    from synergy_gym.learning.sb3.algorithms import FAMILIES
+    from synergy_gym.learning.sb3.env import native_envs, single_envs
+    from synergy_gym.learning.sb3.training import train_sb3
 
     found = []
     for name, source in (("native", native_envs), ("single", single_envs)):
@@ -159,8 +159,8 @@ def test_imitation_comes_near_its_teacher(
     kind: str, teacher: str, least: float, tmp_path: Path
 ) -> None:
     from synergy_gym.learning.imitation import demonstrate
-    from synergy_gym.learning.sb3_algorithms import FAMILIES
-    from synergy_gym.learning.sb3_training import Trainer
+    from synergy_gym.learning.sb3.algorithms import FAMILIES
+    from synergy_gym.learning.sb3.training import Trainer
 
     plan = small_plan(kind, imitate=teacher, imitate_rounds=1, imitate_epochs=60)
     trainer = Trainer(Run(plan, tmp_path), FAMILIES["ppo"])

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.live.cluster import LiveCluster
-from synergy_gym.live.cluster_episode import ClusterEpisode
-from synergy_gym.live.fleet import EngineOrders
-from synergy_gym.live.health import HealthSpec
-from synergy_gym.live.http_fleet import HttpFleet
-from synergy_gym.live.transport import Patience
+from synergy_gym.live.cluster.cluster import LiveCluster
+from synergy_gym.live.cluster.episode import ClusterEpisode
+from synergy_gym.live.cluster.fleet import EngineOrders
+from synergy_gym.live.cluster.http.fleet import HttpFleet
+from synergy_gym.live.cluster.messages import Patience
+from synergy_gym.live.router.health import HealthSpec
 from synergy_gym.policies.engine.vllm_v1 import VllmV1
 from synergy_gym.sim.points import ROUTE
 from synergy_gym.types import (

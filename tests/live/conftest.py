@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.live.tiny_model import write_model
+from synergy_gym.live.vllm.tiny_model import write_model
 
 PATIENCE_S = 15.0
 

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from synergy_gym.live.gateway import Engine, Gateway
-from synergy_gym.live.health import HealthSpec
-from synergy_gym.live.proxy import Proxy, ProxyOptions, listen, serve
-from synergy_gym.live.push import PushInbox
+from synergy_gym.live.proxy.gateway import Engine, Gateway
+from synergy_gym.live.proxy.proxy import Proxy, ProxyOptions, listen, serve
+from synergy_gym.live.router.health import HealthSpec
+from synergy_gym.live.router.push import PushInbox
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.types import SLO, ClusterView, CompletionView, EngineSpec, RequestView
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.live.host_settings import HostSettings
-from synergy_gym.live.hosting import host_from_environment
+from synergy_gym.live.hosting.build import host_from_environment
+from synergy_gym.live.vllm.settings import HostSettings
 from synergy_gym.policies.agent_file import Agent, save_agent
 from synergy_gym.policies.learned import LearnedEngine
 from tests.live.alone import Loop, add_request, build_scheduler

@@ -12,13 +12,13 @@ import gymnasium as gym
 import pytest
 
 import synergy_gym
-from synergy_gym.cli import main
+from synergy_gym.cli.app import main
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.live.backend import TRANSPORTS, LiveOptions, live_options
-from synergy_gym.live.house import EngineHouse
-from synergy_gym.live.machine_config import MachineConfig, kv_block_bytes, read_model
-from synergy_gym.live.tiny_model import write_model
-from synergy_gym.live.vllm_version import VllmUnavailableError
+from synergy_gym.live.inprocess.machine_config import MachineConfig, kv_block_bytes, read_model
+from synergy_gym.live.inprocess.machines import EngineHouse
+from synergy_gym.live.vllm.tiny_model import write_model
+from synergy_gym.live.vllm.version import VllmUnavailableError
 from synergy_gym.scenario import load_scenario
 from tests.strategies import spec
 

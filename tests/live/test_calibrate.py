@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from synergy_gym.cli import main
-from synergy_gym.evaluation.calibration import calibrate_scenario, with_measured_kv
-from synergy_gym.evaluation.fidelity import QUICK, compare
-from synergy_gym.evaluation.fidelity_report import write_report
+from synergy_gym.cli.app import main
+from synergy_gym.fidelity.calibration import calibrate_scenario, with_measured_kv
+from synergy_gym.fidelity.compare import QUICK, compare
+from synergy_gym.fidelity.grid import chunks, measure_grid, sessions
+from synergy_gym.fidelity.meter import Reference, StepMeter
+from synergy_gym.fidelity.report import write_report
 from synergy_gym.latency.profiles import load_profile
 from synergy_gym.live.backend import LiveOptions
-from synergy_gym.live.calibrate import chunks, measure_grid, sessions
-from synergy_gym.live.meter import Reference, StepMeter
 from synergy_gym.scenario import load_scenario
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("vllm")]

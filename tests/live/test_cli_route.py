@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 import synergy_gym
-from synergy_gym.cli import main
-from synergy_gym.live.discover import parse_engine
+from synergy_gym.cli.app import main
+from synergy_gym.live.proxy.discover import parse_engine
 from tests.live.fake_server import FakeServer, Fleet
 from tests.live.fake_upstream import PATIENCE_S
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.live.host_settings import HostSettings
-from synergy_gym.live.servers import SMALL_ENGINE, server_spec
+from synergy_gym.live.vllm.servers import SMALL_ENGINE, server_spec
+from synergy_gym.live.vllm.settings import HostSettings
 
 PROGRAM = """
     import sys
@@ -18,7 +18,7 @@ PROGRAM = """
     from tests.live.test_servers import StandIn
     from synergy_gym.live import servers
     servers.ServerSpec.command = lambda spec: StandIn("m", port=spec.port, mode={mode!r}).command()
-    from synergy_gym.cli import main
+    from synergy_gym.cli.app import main
     main(["serve", *{arguments!r}])
 """
 

@@ -15,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 import synergy_gym  # noqa: F401 - registers the environments
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.live.backend import LiveOptions
-from synergy_gym.live.fleet_pool import fleet_pool
+from synergy_gym.live.cluster.fleet_pool import fleet_pool
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.types import SLO
 from tests.live.clusters import traffic

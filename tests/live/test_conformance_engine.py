@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 
 from synergy_gym.evaluation.runner import Player
-from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, step_ns
+from synergy_gym.latency.clock import FLOOR_NS, FS_PER_NS, step_ns
 from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
-from synergy_gym.live.machine import MachineConfig, undisturbed
-from synergy_gym.live.policy_host import HostClock, HostedStep, PolicyHost
-from synergy_gym.live.prompts import Prompts
-from synergy_gym.live.steering import ScheduledStep, Steering, without_positive_caps
-from synergy_gym.live.tiny_model import SIZES
+from synergy_gym.live.hosting.host import HostClock, HostedStep, PolicyHost
+from synergy_gym.live.hosting.steering import ScheduledStep, Steering, without_positive_caps
+from synergy_gym.live.inprocess.machine import MachineConfig, undisturbed
+from synergy_gym.live.vllm.prompts import Prompts
+from synergy_gym.live.vllm.tiny_model import SIZES
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.registry import make_engine_policy
 from synergy_gym.policies.router.round_robin import RoundRobin

@@ -22,13 +22,13 @@ import numpy as np
 import pytest
 
 from synergy_gym.evaluation.runner import Player, trace_window
-from synergy_gym.live.gateway import Engine, Gateway
-from synergy_gym.live.openai_request import session_number
-from synergy_gym.live.prompts import Prompts
-from synergy_gym.live.proxy import Proxy, ProxyOptions
-from synergy_gym.live.push import Push, decode, encode
-from synergy_gym.live.router_state import HEARTBEAT_SIZE, PUSH_SIZE, RouterState
-from synergy_gym.live.scrape import parse
+from synergy_gym.live.proxy.gateway import Engine, Gateway
+from synergy_gym.live.proxy.openai_request import session_number
+from synergy_gym.live.proxy.proxy import Proxy, ProxyOptions
+from synergy_gym.live.router.push import Push, decode, encode
+from synergy_gym.live.router.scrape import parse
+from synergy_gym.live.router.state import HEARTBEAT_SIZE, PUSH_SIZE, RouterState
+from synergy_gym.live.vllm.prompts import Prompts
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy, router_policies
 from synergy_gym.scenario import Scenario, load_scenario

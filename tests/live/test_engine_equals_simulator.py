@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from synergy_gym.evaluation.runner import evaluate
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.live.backend import LiveOptions
-from synergy_gym.live.engine import LiveEngine, LiveSimulator
-from synergy_gym.live.house import engine_house
-from synergy_gym.live.prompts import Prompts
+from synergy_gym.live.inprocess.engine import LiveEngine, LiveSimulator
+from synergy_gym.live.inprocess.machines import engine_house
+from synergy_gym.live.vllm.prompts import Prompts
 from synergy_gym.scenario import load_scenario
 from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.points import DONE

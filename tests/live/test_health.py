@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synergy_gym.live.health import DOWN_AFTER, Condition, HealthSpec, HealthTable
+from synergy_gym.live.router.health import DOWN_AFTER, Condition, HealthSpec, HealthTable
 
 S = 1_000_000_000
 SPEC = HealthSpec(interval_s=5.0, first_backoff_s=0.5, last_backoff_s=4.0, timeout_s=1.0)

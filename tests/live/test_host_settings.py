@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synergy_gym.live.host_settings import VARIABLES, HostSettings, parse_slos
+from synergy_gym.live.vllm.settings import VARIABLES, HostSettings, parse_slos
 from synergy_gym.policies.engine.sarathi import Sarathi
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import SLO

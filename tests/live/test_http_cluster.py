@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.live.cluster import LiveCluster
-from synergy_gym.live.http_fleet import HttpFleet
-from synergy_gym.live.transport import LiveEvent, MetricsScraped
+from synergy_gym.live.cluster.cluster import LiveCluster
+from synergy_gym.live.cluster.http.fleet import HttpFleet
+from synergy_gym.live.cluster.messages import LiveEvent, MetricsScraped
 from synergy_gym.sim.points import DONE, ROUTE
 from synergy_gym.types import SLO, ClientSpec, Event, Outcome, RouterRow
 from tests.live.clusters import (
@@ -503,8 +503,8 @@ def test_any_mixture_of_faults_loses_no_request(rng: np.random.Generator) -> Non
 
 
 def test_pushed_state_reaches_the_router_by_udp() -> None:
-    from synergy_gym.live.http_fleet import engine_name
-    from synergy_gym.live.push import PushInbox, PushSender
+    from synergy_gym.live.cluster.http.fleet import engine_name
+    from synergy_gym.live.router.push import PushInbox, PushSender
     from synergy_gym.sim.plain.telemetry import Ended, Gauges
 
     with Fleet(2) as fakes:

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
-from synergy_gym.live.engine import LiveSimulator
-from synergy_gym.live.house import EngineHouse, engine_house
-from synergy_gym.live.machine import Machine
-from synergy_gym.live.machine_config import MachineConfig
+from synergy_gym.live.inprocess.engine import LiveSimulator
+from synergy_gym.live.inprocess.machine import Machine
+from synergy_gym.live.inprocess.machine_config import MachineConfig
+from synergy_gym.live.inprocess.machines import EngineHouse, engine_house
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.sim.points import BATCH, DONE
 from synergy_gym.types import BatchDecision
@@ -195,8 +195,8 @@ def test_starting_an_engine_leaves_the_host_as_it_was(vllm: Any, tiny_model: Pat
 
 QUIET = """
 import logging, pathlib, sys
-from synergy_gym.live.machine import Machine
-from synergy_gym.live.machine_config import MachineConfig
+from synergy_gym.live.inprocess.machine import Machine
+from synergy_gym.live.inprocess.machine_config import MachineConfig
 from synergy_gym.types import BatchDecision, EngineSpec
 
 logging.basicConfig(level=logging.WARNING)
@@ -265,7 +265,7 @@ def test_a_measured_step_is_stretched_by_a_slowdown(
 ) -> None:
     """The timer is a counter here: every iteration takes 7,000 ns, every look aside 1,000."""
     ticks = iter(range(0, 10**9, 1000))
-    monkeypatch.setattr("synergy_gym.live.engine.TIMERS", {"wall": lambda: next(ticks)})
+    monkeypatch.setattr("synergy_gym.live.inprocess.engine.TIMERS", {"wall": lambda: next(ticks)})
     simulator = live(scenario)
     go_on(simulator, 2)
     simulator.advance()

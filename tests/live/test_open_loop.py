@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from synergy_gym.live.open_loop import OpenLoop
+from synergy_gym.live.cluster.clients import OpenLoop
 from synergy_gym.sim.plain.records import RequestTable
 from synergy_gym.types import SLO, ClientSpec, Outcome
 from synergy_gym.workload.base import Workload, make_workload

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.live.openai_request import (
+from synergy_gym.live.proxy.openai_request import (
     RequestError,
     RequestFacts,
     block_hashes,
     read_request,
     session_number,
 )
-from synergy_gym.live.sse import StreamReader, answer_tokens, error_event
+from synergy_gym.live.proxy.sse import StreamReader, answer_tokens, error_event
 from synergy_gym.types import SLO
 
 SLOS = (SLO("chat", ttft_s=1.0), SLO("batch"))

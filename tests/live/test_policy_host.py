@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.live import hosting
-from synergy_gym.live.decision_file import DecisionFile
-from synergy_gym.live.host_settings import HostSettings
-from synergy_gym.live.policy_host import HostClock, HostedStep, PolicyHost
-from synergy_gym.live.push import PushInbox
-from synergy_gym.live.rehearsal import rehearse
-from synergy_gym.live.steering import Steering, without_positive_caps
+from synergy_gym.live.hosting import build as hosting
+from synergy_gym.live.hosting.decision_file import DecisionFile
+from synergy_gym.live.hosting.host import HostClock, HostedStep, PolicyHost
+from synergy_gym.live.hosting.rehearsal import rehearse
+from synergy_gym.live.hosting.steering import Steering, without_positive_caps
+from synergy_gym.live.router.push import PushInbox
+from synergy_gym.live.vllm.settings import HostSettings
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.sim.plain.telemetry import PUSH_COLUMNS
 from synergy_gym.types import SLO, BatchDecision, EngineView, RouterRow, StepReport

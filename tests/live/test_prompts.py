@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synergy_gym.live.prompts import FIRST_ID, Prompts
+from synergy_gym.live.vllm.prompts import FIRST_ID, Prompts
 from synergy_gym.scenario import load_scenario
 from synergy_gym.workload.base import Content, Workload, make_workload
 from tests.strategies import SEEDS, content_tree

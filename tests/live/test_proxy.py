@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from synergy_gym.live.proxy import listen
-from synergy_gym.live.push import Push, encode
-from synergy_gym.live.router_state import PUSH_SIZE
+from synergy_gym.live.proxy.proxy import listen
+from synergy_gym.live.router.push import Push, encode
+from synergy_gym.live.router.state import PUSH_SIZE
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.types import ClusterView, CompletionView, Outcome, RequestView
 from tests.live.fake_server import FakeServer, Fleet

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from synergy_gym.live.discover import Limits, discover
-from synergy_gym.live.gateway import Gateway
-from synergy_gym.live.health import HealthSpec
-from synergy_gym.live.host_settings import HostSettings
-from synergy_gym.live.proxy import Proxy, ProxyOptions, listen, serve
-from synergy_gym.live.push import PushInbox
-from synergy_gym.live.servers import running_servers, server_spec
+from synergy_gym.live.proxy.discover import Limits, discover
+from synergy_gym.live.proxy.gateway import Gateway
+from synergy_gym.live.proxy.proxy import Proxy, ProxyOptions, listen, serve
+from synergy_gym.live.router.health import HealthSpec
+from synergy_gym.live.router.push import PushInbox
+from synergy_gym.live.vllm.servers import running_servers, server_spec
+from synergy_gym.live.vllm.settings import HostSettings
 from synergy_gym.policies.registry import make_router_policy
 from synergy_gym.types import SLO, RouterRow
 from tests.live.fake_upstream import LoopThread, wait_until

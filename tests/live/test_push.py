@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.live.push import (
+from synergy_gym.live.router.push import (
     Push,
     PushError,
     PushInbox,
@@ -21,7 +21,7 @@ from synergy_gym.live.push import (
     encode,
     push_address,
 )
-from synergy_gym.live.router_state import HEARTBEAT_SIZE, PUSH_SIZE
+from synergy_gym.live.router.state import HEARTBEAT_SIZE, PUSH_SIZE
 from synergy_gym.sim.plain.telemetry import Ended, Gauges, PushChannel, guessed_ns
 from synergy_gym.types import TelemetrySpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from synergy_gym.live.router_state import (
+from synergy_gym.live.router.state import (
     HEARTBEAT_SIZE,
     PUSH_SIZE,
     SCRAPE_SIZE,

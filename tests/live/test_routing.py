@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.live.router_rehearsal import REQUESTS, rehearse_routing
-from synergy_gym.live.router_state import RouterState
-from synergy_gym.live.routing import LiveRouter, NoEngineError
+from synergy_gym.live.router.policy import LiveRouter, NoEngineError
+from synergy_gym.live.router.rehearsal import REQUESTS, rehearse_routing
+from synergy_gym.live.router.state import RouterState
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.registry import make_router_policy, router_policies
 from synergy_gym.types import SLO, ClusterView, Outcome, RequestView

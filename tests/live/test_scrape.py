@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from synergy_gym.live.scrape import Metrics, MetricsWindow, ScrapeError, fetch_metrics, parse
+from synergy_gym.live.router.scrape import Metrics, MetricsWindow, ScrapeError, fetch_metrics, parse
 
 MS = 1_000_000
 

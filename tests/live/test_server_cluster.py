@@ -12,9 +12,9 @@ import pytest
 
 from synergy_gym.evaluation.runner import Player
 from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
-from synergy_gym.live.cluster import LiveCluster
-from synergy_gym.live.fleet_pool import FleetPool
-from synergy_gym.live.http_fleet import HttpFleet
+from synergy_gym.live.cluster.cluster import LiveCluster
+from synergy_gym.live.cluster.fleet_pool import FleetPool
+from synergy_gym.live.cluster.http.fleet import HttpFleet
 from synergy_gym.policies.registry import make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.types import SLO, Outcome, RouterRow

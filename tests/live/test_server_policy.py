@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.live.host_settings import HostSettings
-from synergy_gym.live.push import PushInbox
-from synergy_gym.live.servers import Server, ServerSpec, running_servers
+from synergy_gym.live.router.push import PushInbox
+from synergy_gym.live.vllm.servers import Server, ServerSpec, running_servers
+from synergy_gym.live.vllm.settings import HostSettings
 from synergy_gym.sim.plain.telemetry import PUSH_COLUMNS
 from synergy_gym.types import RouterRow
 

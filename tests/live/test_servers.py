@@ -14,8 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.live.host_settings import HostSettings
-from synergy_gym.live.servers import SCHEDULER, Server, ServerError, ServerSpec, running_servers
+from synergy_gym.live.vllm.servers import (
+    SCHEDULER,
+    Server,
+    ServerError,
+    ServerSpec,
+    running_servers,
+)
+from synergy_gym.live.vllm.settings import HostSettings
 
 STAND_IN = """
 import http.server, subprocess, sys
@@ -121,7 +127,7 @@ def test_servers_end_with_the_process_that_started_them(
         import pathlib, sys, threading, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from test_servers import StandIn
-        from synergy_gym.live.servers import Server
+        from synergy_gym.live.vllm.servers import Server
         made = []
         start = lambda: made.append(Server(StandIn("m"), pathlib.Path({str(tmp_path / "log")!r})))
         thread = threading.Thread(target=start)  # its end must not end the server

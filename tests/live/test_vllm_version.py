@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.live.vllm_version import VllmUnavailableError, check_scheduler, load_vllm
+from synergy_gym.live.vllm.version import VllmUnavailableError, check_scheduler, load_vllm
 
 ROOT = Path(__file__).resolve().parents[2]
 BROKEN = {

@@ -18,11 +18,11 @@ import pytest
 
 import synergy_gym  # noqa: F401 - registers the environments
 from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
-from synergy_gym.live.cluster import LiveCluster
-from synergy_gym.live.fleet import EngineOrders
-from synergy_gym.live.fleet_pool import FleetPool
-from synergy_gym.live.prompts import Prompts
-from synergy_gym.live.worker_fleet import WorkerFleet
+from synergy_gym.live.cluster.cluster import LiveCluster
+from synergy_gym.live.cluster.fleet import EngineOrders
+from synergy_gym.live.cluster.fleet_pool import FleetPool
+from synergy_gym.live.cluster.workers.fleet import WorkerFleet
+from synergy_gym.live.vllm.prompts import Prompts
 from synergy_gym.policies.registry import make_engine_policy
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.sim.points import ROUTE
@@ -242,9 +242,9 @@ def test_workers_end_with_their_parent(vllm: Any, tiny_model: Path, tmp_path: Pa
     script.write_text(
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from synergy_gym.live.worker_fleet import WorkerFleet\n"
-        "from synergy_gym.live.worker_messages import Start\n"
-        "from synergy_gym.live.transport import Patience\n"
+        "from synergy_gym.live.cluster.workers.fleet import WorkerFleet\n"
+        "from synergy_gym.live.cluster.workers.messages import Start\n"
+        "from synergy_gym.live.cluster.messages import Patience\n"
         "from tests.live.clusters import SPEC\n"
         "fleet = WorkerFleet([Start(0, SPEC, {})], Patience(), folder=Path(sys.argv[1]))\n"
         "print(fleet.connections[0].pid, flush=True)\n"

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from synergy_gym.live.steering import ScheduledStep, Steering
-from synergy_gym.live.tiny_model import write_model
-from synergy_gym.live.vllm_version import load_vllm
+from synergy_gym.live.hosting.steering import ScheduledStep, Steering
+from synergy_gym.live.vllm.tiny_model import write_model
+from synergy_gym.live.vllm.version import load_vllm
 from synergy_gym.types import BatchDecision, EngineSpec
 from tests.parity.cases import Case
 from tests.parity.sides import Result, State, report_features

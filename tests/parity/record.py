@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "parity.md"
 BEGIN, END = "<!-- parity:begin -->", "<!-- parity:end -->"
 SOURCES = (
     *(f"tests/parity/{name}.py" for name in ("cases", "coverage", "lockstep", "oracle", "sides")),
-    "synergy_gym/live/steering.py",
+    "synergy_gym/live/hosting/steering.py",
     "synergy_gym/sim",
 )
 """What a stored chunk depends on, beside vLLM."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.sim.plain.engine import Features, Job, Step
 from synergy_gym.sim.plain.simulator import ReferenceEngine, ReferenceSimulator
 from synergy_gym.sim.points import BATCH, DONE

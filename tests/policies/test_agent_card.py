@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synergy_gym.cli import main
+from synergy_gym.cli.app import main
 from synergy_gym.policies import agent_file
 from synergy_gym.policies.agent_card import card, read_card, summary
 from synergy_gym.policies.agent_file import packaged_agents, save_agent

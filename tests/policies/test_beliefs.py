@@ -11,11 +11,11 @@ from random import Random
 
 import pytest
 
-from synergy_gym.latency.context_model import ContextAwareModel
-from synergy_gym.latency.online import OnlineSaturationModel, online_settings
-from synergy_gym.latency.published import published_advert, published_model
-from synergy_gym.latency.saturation_model import Form
-from synergy_gym.latency.step_model import StepFeatures, StepModel
+from synergy_gym.latency.models.base import StepFeatures, StepModel
+from synergy_gym.latency.models.context import ContextAwareModel
+from synergy_gym.latency.models.online import OnlineSaturationModel, online_settings
+from synergy_gym.latency.models.published import published_advert, published_model
+from synergy_gym.latency.models.saturation import Form
 from synergy_gym.policies.forecast import NUM_FORECAST_FEATURES, ForecastFeatures
 from synergy_gym.policies.pacing import objectives
 from synergy_gym.types import INFORMATION_CLASSES, SLO, EngineSpec, RequestView, RouterRow

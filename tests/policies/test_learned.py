@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from synergy_gym.actions import EngineGrid
-from synergy_gym.envs.authors import AuthorsScheduler
 from synergy_gym.envs.cluster_routing import ClusterRoutingEnv
 from synergy_gym.envs.engine_batching import EngineBatchingEnv
+from synergy_gym.envs.wrappers.authors import AuthorsScheduler
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.features import EngineFeatures
 from synergy_gym.policies import agent_file, describe, make_engine_policy, make_router_policy

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synergy_gym.behaviour import Behaviour, package_modules
-from synergy_gym.latency.online import StepFeatures, online_settings
-from synergy_gym.latency.published import published_model
-from synergy_gym.latency.saturation import FORMS, SaturationModel
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
+from synergy_gym.latency.models.online import StepFeatures, online_settings
+from synergy_gym.latency.models.published import published_model
+from synergy_gym.latency.models.saturation_fit import FORMS, SaturationModel
 from synergy_gym.policies import make_engine_policy
 from synergy_gym.policies.lens import Lens
 from synergy_gym.policies.lens_compiled import CompiledSearch

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synergy_gym.latency.context_model import ContextAwareModel
-from synergy_gym.latency.step_model import StepFeatures
+from synergy_gym.latency.models.base import StepFeatures
+from synergy_gym.latency.models.context import ContextAwareModel
 from synergy_gym.policies import pacing
 from synergy_gym.types import FloatArray, IntArray
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synergy_gym.latency.published import published_advert
+from synergy_gym.latency.models.published import published_advert
 from synergy_gym.policies import describe, make_router_policy, prism
 from synergy_gym.types import EngineSpec, RouterRow
 from tests.engines import A6000, H100, QWQ

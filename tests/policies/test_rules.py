@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.policies import engine_policies, make_engine_policy
 from synergy_gym.sim.points import BATCH
 from synergy_gym.types import SLO, DecisionRule, EngineSpec

@@ -8,10 +8,10 @@ from itertools import product
 import numpy as np
 import pytest
 
+from synergy_gym.evaluation.board.suites import Part, Suite
 from synergy_gym.evaluation.jobs import run_job
-from synergy_gym.evaluation.submission_policy import is_registered
-from synergy_gym.evaluation.suites import Part, Suite
-from synergy_gym.latency.published import published_model
+from synergy_gym.evaluation.submission.policy import is_registered
+from synergy_gym.latency.models.published import published_model
 from synergy_gym.policies import make_engine_policy, make_router_policy
 from synergy_gym.policies.lens import Lens
 from synergy_gym.types import EngineSpec, RouterRow

@@ -14,7 +14,7 @@ from math import factorial
 import numpy as np
 import pytest
 
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.sim.points import DONE, ROUTE
 from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import SLO, DecisionRule, EngineSpec, IntArray, TelemetrySpec

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.latency.published import published_advert
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
+from synergy_gym.latency.models.published import published_advert
 from synergy_gym.scenario import load_scenario
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.compiled import layout as L

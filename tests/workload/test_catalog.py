@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.workload.catalog import download_trace, list_traces
-from synergy_gym.workload.traces import FORMATS
+from synergy_gym.workload.traces.catalog import download_trace, list_traces
+from synergy_gym.workload.traces.load import FORMATS
 
 CONTENT = b"TIMESTAMP,ContextTokens,GeneratedTokens\n"
 

@@ -18,7 +18,7 @@ from synergy_gym.types import NS_PER_S, FloatArray, IntArray
 from synergy_gym.workload.base import Workload
 from synergy_gym.workload.blocks import prefix_hit_share
 from synergy_gym.workload.generators import generate, list_generators
-from synergy_gym.workload.traces import load_trace, trace_info
+from synergy_gym.workload.traces.load import load_trace, trace_info
 
 
 @dataclass(frozen=True)

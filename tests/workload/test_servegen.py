@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from synergy_gym.types import NS_PER_S
-from synergy_gym.workload.traces import TraceError, load_trace, trace_info
+from synergy_gym.workload.traces.load import TraceError, load_trace, trace_info
 
 TRACE = """0,0,0,,0,0
 600,2.0,1.0,Gamma,1.0,0.5

@@ -1,7 +1,7 @@
 """Fit the simulator's clock on sums of kernel times.
 
 Steps of three kinds are timed by their kernels: decodes, prefills and both together, over the range
-that serving meets. The form of `latency/terms.py` is fitted on relative errors, each kind with
+that serving meets. The form of `latency/clock.py` is fitted on relative errors, each kind with
 the same weight. The maximum of two lines makes the problem non-convex, so several crossings are
 tried and the best kept. Ranges are percentiles of a bootstrap over the steps of each kind.
 """

@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from synergy_gym.jit import inner, kernel, shared
-from synergy_gym.latency.terms import SLOW
+from synergy_gym.latency.clock import SLOW
 from synergy_gym.sim.compiled.cache import lose, reset, reset_seats, settle
 from synergy_gym.sim.compiled.commit import begin_iteration, end_iteration
 from synergy_gym.sim.compiled.decodes import num_decodes

@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 
 from synergy_gym.jit import inner, shared
-from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, _mix_kernel
+from synergy_gym.latency.clock import FLOOR_NS, FS_PER_NS, _mix_kernel
 from synergy_gym.sim.compiled.decision_log import K_DECISION, K_RESULT, K_START
 from synergy_gym.sim.compiled.decodes import (
     decode_enter,

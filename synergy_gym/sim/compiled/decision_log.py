@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from synergy_gym.jit import inner, kernel
-from synergy_gym.latency.terms import _mix, _mix_kernel
+from synergy_gym.latency.clock import _mix, _mix_kernel
 from synergy_gym.types import IntArray
 
 MASK = (1 << 64) - 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.jit import inner
-from synergy_gym.latency.terms import step_ns_kernel
+from synergy_gym.latency.clock import step_ns_kernel
 from synergy_gym.sim.compiled.cache import (
     adopt,
     blocks_for,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.jit import inner
-from synergy_gym.latency.terms import SEED, _mix_kernel
+from synergy_gym.latency.clock import SEED, _mix_kernel
 from synergy_gym.sim.compiled.layout import (
     A_CAPACITY,
     A_MODEL,

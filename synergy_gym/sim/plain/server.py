@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from synergy_gym.latency.terms import FLOOR_NS, FS_PER_NS, SEED, SLOW, UNIT, step_ns
+from synergy_gym.latency.clock import FLOOR_NS, FS_PER_NS, SEED, SLOW, UNIT, step_ns
 from synergy_gym.sim.adverts import NOT_PREDICTED, predicted_ns, published
 from synergy_gym.sim.compiled.decision_log import chain_iteration, chain_lists
 from synergy_gym.sim.decisions import check_decision, check_rule

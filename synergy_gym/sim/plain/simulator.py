@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.latency.terms import check_reach
+from synergy_gym.latency.clock import check_reach
 from synergy_gym.sim.adverts import started_with
 from synergy_gym.sim.plain.engine import ReferenceEngine
 from synergy_gym.sim.plain.records import RequestTable

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from synergy_gym.latency.terms import _mix
+from synergy_gym.latency.clock import _mix
 from synergy_gym.types import NS_PER_S, RouterRow, TelemetrySpec
 
 MEAN_STEPS = 10

@@ -1,0 +1,5 @@
+"""The command line, a file per command."""
+
+from synergy_gym.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Boards: their files, rows, scores and ranking."""

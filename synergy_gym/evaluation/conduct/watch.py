@@ -1,0 +1,313 @@
+"""Policies under observation: what they saw and decided, how long it took, what they wrote to.
+
+A watched policy decides what the policy inside it decides. Every view is copied before the policy
+gets it, so its tape can be played to another copy elsewhere (`answers`).
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from types import FrameType
+from typing import Any, Self
+
+import numpy as np
+
+from synergy_gym.evaluation.conduct.two_futures import plain
+from synergy_gym.policies.base import EnginePolicy, RouterPolicy
+from synergy_gym.types import (
+    BatchDecision,
+    ClusterView,
+    EngineAdvert,
+    EngineView,
+    RequestArrays,
+    RequestView,
+    StepReport,
+)
+
+EARLY = 20
+"""Decisions after which one that is far too slow is stopped."""
+
+
+class ConductError(RuntimeError):
+    """A watched policy broke a rule so that the episode need not go on."""
+
+
+@dataclass
+class Tape:
+    """What one watched policy saw and decided in one episode; it can be pickled.
+
+    Attributes:
+        begin: arguments of `reset`, before the policy had them.
+        events: ("observe", report or completion) and ("decide", view) in order; views as the
+            columns that `engine_view` and `cluster_view` make them from.
+        answers: its decisions, as plain data.
+        wall_s: wall-clock time of each, seconds.
+        written: what it wrote to, empty if nothing.
+        drew: whether it drew from its generator.
+    """
+
+    begin: tuple[Any, ...] = ()
+    events: list[tuple[str, Any]] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
+    wall_s: list[float] = field(default_factory=list)
+    written: str = ""
+    drew: bool = False
+
+    def note(self, name: str) -> None:
+        """The policy wrote to `name`; the first time is kept."""
+        self.written = self.written or f"{name} at its decision {len(self.answers)}"
+
+
+@dataclass
+class Watch:
+    """What the watched copies of one policy have in common.
+
+    Attributes:
+        tapes: one per copy that was reset.
+        swap: gives a copy's generator for the one that the episode has for it; `None` leaves it.
+        slow_s: wall-clock time per decision above which an episode is stopped early.
+        hang_s: longest wait for one decision.
+    """
+
+    tapes: list[Tape] = field(default_factory=list)
+    swap: Callable[[np.random.Generator], np.random.Generator] | None = None
+    slow_s: float = float("inf")
+    hang_s: float = float("inf")
+
+    def new_tape(self, rng: np.random.Generator, *given: Any) -> tuple[Tape, np.random.Generator]:
+        """A tape that begins now, and the generator that the policy gets."""
+        own = rng if self.swap is None else self.swap(rng)
+        tape = Tape(copy.deepcopy((own, *given)))
+        self.tapes.append(tape)
+        return tape, own
+
+    @contextmanager
+    def timed(self, tape: Tape) -> Iterator[None]:
+        """Time a decision.
+
+        Raises:
+            ConductError: it takes longer than `hang_s`, or the first ones are too slow.
+        """
+        began = time.perf_counter()
+        with _alarm(self.hang_s):
+            yield
+        tape.wall_s.append(time.perf_counter() - began)
+        if len(tape.wall_s) == EARLY and (middle := float(np.median(tape.wall_s))) > self.slow_s:
+            raise ConductError(
+                f"half of its first {EARLY} decisions took longer than {middle * 1e3:.0f} ms "
+                f"(limit {self.slow_s * 1e3:.0f} ms)"
+            )
+
+
+@contextmanager
+def _alarm(limit_s: float) -> Iterator[None]:
+    """End a decision that does not return; only the main thread of a POSIX system can."""
+    able = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not able or limit_s == float("inf"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _raise_hang)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _raise_hang(number: int, frame: FrameType | None) -> None:
+    raise ConductError("a decision did not return within the limit")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality by content of arrays and of what else views hold."""
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other))
+    if isinstance(one, RequestArrays):
+        return all(_same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return bool(one == other)
+
+
+class _Watched:
+    """What watched policies of both layers have in common.
+
+    Args:
+        inner: the policy.
+        watch: shared by the copies that `evaluate` makes.
+    """
+
+    def __init__(self, inner: Any, watch: Watch) -> None:
+        self.inner = inner
+        self.watch = watch
+        self.information = inner.information
+        self._tape = Tape()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of the policy under the same watch."""
+        return type(self)(copy.deepcopy(self.inner), self.watch)
+
+    @property
+    def label(self) -> str:
+        """The policy's."""
+        return str(self.inner.label)
+
+    def reset(self, rng: np.random.Generator, *given: Any) -> None:
+        """Begin a tape."""
+        self._tape, self._rng = self.watch.new_tape(rng, *given)
+        self.inner.reset(self._rng, *given)
+
+    def observe(self, seen: Any) -> None:
+        """Tape a step report or a completion."""
+        self._tape.events.append(("observe", seen))
+        self.inner.observe(seen)
+
+
+class WatchedEngine(_Watched, EnginePolicy):
+    """An engine policy under observation; Python decides, also where it has a rule."""
+
+    def decide(self, engine: EngineView) -> BatchDecision:
+        """The policy's decision."""
+        tape = self._tape
+        kept = (engine.state.copy(), *copy.deepcopy((engine.running, engine.waiting)))
+        given = replace(engine.spec), tuple(replace(slo) for slo in engine.slos)
+        tape.events.append(("decide", (*kept, engine.last_step, *given)))
+        before = _state(self._rng)
+        with self.watch.timed(tape):
+            decision: BatchDecision = self.inner.decide(engine)
+        tape.drew = tape.drew or _state(self._rng) != before
+        after = (engine.state, engine.running, engine.waiting, engine.spec, engine.slos)
+        for name, was, now in zip(_ENGINE_PARTS, (*kept, *given), after, strict=True):
+            if not _same(was, now):
+                tape.note(f"EngineView.{name}")
+        tape.answers.append(plain(decision))
+        return decision
+
+
+class WatchedRouter(_Watched, RouterPolicy):
+    """A router policy under observation."""
+
+    def route(self, request: RequestView, cluster: ClusterView) -> int:
+        """The policy's choice."""
+        tape, rows = self._tape, cluster._rows
+        cluster.rng = self._rng
+        kept = rows.copy(), request.block_hashes.copy()
+        engines = tuple(replace(spec) for spec in cluster.engines)
+        asked = replace(request, block_hashes=kept[1])
+        session = (cluster.session_engine, cluster.session_age_s)
+        tape.events.append(("decide", (asked, cluster.now_ns, engines, kept[0], session)))
+        before = _state(self._rng)
+        with self.watch.timed(tape):
+            choice: int = self.inner.route(request, cluster)
+        tape.drew = tape.drew or _state(self._rng) != before
+        after = (rows, request.block_hashes, cluster.engines)
+        for name, was, now in zip(_ROUTER_PARTS, (*kept, engines), after, strict=True):
+            if not _same(was, now):
+                tape.note(name)
+        tape.answers.append(plain(choice))
+        return choice
+
+
+_ENGINE_PARTS = ("state", "running", "waiting", "spec", "slos")
+_ROUTER_PARTS = ("ClusterView's table", "RequestView.block_hashes", "ClusterView.engines")
+
+
+def _state(rng: np.random.Generator) -> Any:
+    return rng.bit_generator.state
+
+
+class _Recorded:
+    """Gives taped decisions, in order.
+
+    Args:
+        tapes: each copy that is reset takes the next one; a router has only one.
+    """
+
+    def __init__(self, tapes: Iterator[Tape]) -> None:
+        self._tapes = tapes
+        self._left: Iterator[Any] = iter(())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Another one that takes from the same tapes."""
+        return type(self)(self._tapes)
+
+    def reset(self, *given: Any) -> None:
+        """Take the next tape."""
+        self._left = iter(next(self._tapes).answers)
+
+
+class RecordedEngine(_Recorded, EnginePolicy):
+    """Gives taped batch decisions."""
+
+    def decide(self, engine: EngineView) -> BatchDecision:
+        """The next decision."""
+        budget, cap, chunk, running, waiting, caps, advert = next(self._left)
+        running, waiting, caps = (
+            None if part is None else np.array(part, np.int64) for part in (running, waiting, caps)
+        )
+        told = (
+            None
+            if advert is None
+            else EngineAdvert(advert[0], advert[1], advert[2], tuple(advert[3]))
+        )
+        return BatchDecision(budget, cap, chunk, running, waiting, caps, told)
+
+
+class RecordedRouter(_Recorded, RouterPolicy):
+    """Gives taped choices of engines."""
+
+    def route(self, request: RequestView, cluster: ClusterView) -> int:
+        """The next choice."""
+        return int(next(self._left))
+
+
+def answers(policy: Any, tape: Tape) -> list[Any]:
+    """What a policy decides when a tape is played to it: from views alone, without a world."""
+    rng, *given = copy.deepcopy(tape.begin)
+    policy.reset(rng, *given)
+    found = []
+    for kind, content in tape.events:
+        if kind == "observe":
+            policy.observe(content)
+        elif isinstance(policy, EnginePolicy):
+            found.append(plain(policy.decide(engine_view(*content))))
+        else:
+            request, cluster = cluster_view(rng, policy.information, *content)
+            found.append(plain(policy.route(request, cluster)))
+    return found
+
+
+def engine_view(
+    state: Any, running: Any, waiting: Any, last_step: StepReport | None, spec: Any, slos: Any
+) -> EngineView:
+    """An engine's view from its taped columns."""
+    return EngineView(
+        spec=spec, slos=slos, state=state, last_step=last_step, fetch=lambda: (running, waiting)
+    )
+
+
+def cluster_view(
+    rng: np.random.Generator,
+    information: frozenset[str],
+    request: RequestView,
+    now_ns: int,
+    engines: Any,
+    rows: Any,
+    session: tuple[int, float],
+) -> tuple[RequestView, ClusterView]:
+    """A router's views from their taped columns."""
+    cluster = ClusterView(
+        now_ns=now_ns,
+        engines=engines,
+        rows=rows,
+        session_engine=session[0],
+        session_age_s=session[1],
+        rng=rng,
+        information=frozenset(information),
+    )
+    return request, cluster

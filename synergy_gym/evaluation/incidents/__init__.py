@@ -1,0 +1,1 @@
+"""Incidents: what each scenario of the library measures, and the cards of who passes."""

@@ -1,0 +1,1 @@
+"""Submissions: a policy of one's own, played and ranked among the others."""

@@ -1,0 +1,1 @@
+"""Episodes in worker processes, here or on Ray."""

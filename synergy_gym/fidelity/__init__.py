@@ -1,0 +1,1 @@
+"""The simulator beside real engines: recording, comparing, calibrating."""

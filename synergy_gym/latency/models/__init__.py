@@ -1,0 +1,1 @@
+"""Step-latency models that policies believe: published ones, and those that are learned."""

@@ -1,0 +1,1 @@
+"""The DQN of SynergySched's authors, as published."""

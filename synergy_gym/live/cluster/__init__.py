@@ -1,0 +1,1 @@
+"""Clusters of real engines that play an episode."""

@@ -1,0 +1,1 @@
+"""The routing proxy in front of OpenAI-compatible servers."""

@@ -1,0 +1,1 @@
+"""vLLM itself: its version, its servers, a tiny model."""
