@@ -27,7 +27,7 @@ import pandas as pd
 from synergy_gym.evaluation.board.journal import ProgressLog
 from synergy_gym.evaluation.jobs import Job, JobResult, run_job
 from synergy_gym.evaluation.manifest import software, write_json
-from synergy_gym.evaluation.workers.local import make_executor, run_jobs
+from synergy_gym.evaluation.workers.run import make_executor, run_jobs
 
 BOARD = Path(__file__).parent / "leaderboard" / "season1" / "full"
 SIZES = (1, 100)

@@ -23,7 +23,8 @@ from synergy_gym.evaluation.board.journal import ProgressLog
 from synergy_gym.evaluation.board.tables import markdown
 from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.manifest import policy_entry, software, write_json
-from synergy_gym.evaluation.workers.local import Play, run_jobs
+from synergy_gym.evaluation.workers.executor import Play
+from synergy_gym.evaluation.workers.run import run_jobs
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario
 

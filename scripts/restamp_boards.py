@@ -18,7 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
-from synergy_gym.evaluation.board.board import MANIFEST_FILE, Board
+from synergy_gym.evaluation.board.board import Board
+from synergy_gym.evaluation.board.files import MANIFEST_FILE
 from synergy_gym.evaluation.dynamics import dynamics_hash, dynamics_parts
 from synergy_gym.evaluation.manifest import write_json
 from synergy_gym.evaluation.verify.boards import boards_in

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from synergy_gym.evaluation.board.board import read_board
-from synergy_gym.evaluation.board.suites import Part
+from synergy_gym.evaluation.board.part import Part
 from synergy_gym.evaluation.board.tables import Row, decision_times, markdown
 from synergy_gym.evaluation.incidents.page import library_text
 from synergy_gym.evaluation.jobs import TRACK_LAYERS

@@ -226,7 +226,8 @@ def test_module_entry_and_help() -> None:
 def test_a_failed_episode_is_reported(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from synergy_gym.evaluation.board.suites import SUITES, Part, Suite
+    from synergy_gym.evaluation.board.part import Part, Suite
+    from synergy_gym.evaluation.board.suites import SUITES
 
     part = Part(
         "engine", ("chat-h100",), ("vllm-v1", "nobody"), ("round-robin",), (1.0,), 1, 4.0, 1.0

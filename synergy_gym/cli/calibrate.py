@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synergy_gym.cli import output as tables
-from synergy_gym.cli.fidelity import engine_arguments
+from synergy_gym.cli.live_options import engine_arguments
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,7 +137,7 @@ def _options(
 
 
 def _engine(out: Path, like: str, options: LiveOptions, rounds: int, measure_kv: bool) -> None:
-    from synergy_gym.cli.app import command_line
+    from synergy_gym.cli.output import command_line
     from synergy_gym.fidelity.calibration import calibrate_scenario
     from synergy_gym.fidelity.profile_text import calibration_text
     from synergy_gym.latency.profile_writer import write_profile

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from synergy_gym.cli import output as tables
+from synergy_gym.cli.live_options import engine_arguments
 
 INTERRUPTED = 130
 
@@ -42,7 +42,7 @@ def fidelity(
     The table names the largest error that counts as good (goal) beside each figure, and how far
     live repeats differ among themselves. An interrupted run goes on where it stopped.
     """
-    from synergy_gym.cli.app import command_line
+    from synergy_gym.cli.output import command_line
     from synergy_gym.fidelity.compare import QUICK, Plan, compare
     from synergy_gym.fidelity.report import write_report
     from synergy_gym.live.backend import LiveOptions
@@ -104,22 +104,4 @@ def numbers(text: str | None) -> tuple[float, ...] | None:
         found = ()
     if not found or min(found) <= 0:
         raise ValueError(f"--loads {text} must be positive numbers separated by commas: 1.0,1.3")
-    return found
-
-
-def engine_arguments(given: list[str] | None) -> dict[str, Any]:
-    """`NAME=VALUE` texts as arguments of vLLM; values are JSON, or text where they are not.
-
-    Raises:
-        ValueError: no `=` in one of them.
-    """
-    found = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--engine-arg {text} is no NAME=VALUE; write enforce_eager=false")
-        try:
-            found[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            found[name.replace("-", "_")] = value
     return found

@@ -13,7 +13,7 @@ from synergy_gym.cli import output as tables
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from synergy_gym.evaluation.board.suites import Suite
+    from synergy_gym.evaluation.board.part import Suite
     from synergy_gym.evaluation.incidents.cards import Card, CardRow
     from synergy_gym.evaluation.jobs import Job, JobResult
 
@@ -109,7 +109,7 @@ def _pairs(
     Raises:
         ValueError: no such policy, or `all` beside another one.
     """
-    from synergy_gym.evaluation.board.suites import DEFAULT_ENGINE, DEFAULT_ROUTER
+    from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER
     from synergy_gym.policies import registry
 
     if engine not in (None, ALL):
@@ -135,7 +135,7 @@ def _pairs(
 
 
 def _write(out: Path, rows: Sequence[CardRow], found: Sequence[Card]) -> None:
-    from synergy_gym.cli.app import command_line
+    from synergy_gym.cli.output import command_line
     from synergy_gym.evaluation.incidents.cards import CARDS_FILE, PAGE_FILE, write_cards
     from synergy_gym.evaluation.incidents.page import cards_text
 

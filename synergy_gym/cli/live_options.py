@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,3 +65,21 @@ def chosen_world(
         return world, live_options(backend, None, clock=clock, **given)
     live_options(backend, None, **given)
     return (world if clock is None else world.with_clock(clock)), None
+
+
+def engine_arguments(given: list[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` texts as arguments of vLLM; values are JSON, or text where they are not.
+
+    Raises:
+        ValueError: no `=` in one of them.
+    """
+    found = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--engine-arg {text} is no NAME=VALUE; write enforce_eager=false")
+        try:
+            found[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            found[name.replace("-", "_")] = value
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
@@ -323,3 +324,14 @@ def traces() -> Table:
         url = escape(trace.url)
         table.add_row(trace.name, trace.format, trace.licence, size, known, url)
     return table
+
+
+ALL = "all"
+
+
+INTERRUPTED = 130
+
+
+def command_line() -> str:
+    """The command as it was typed, quoted for a shell."""
+    return shlex.join(["synergy-gym", *sys.argv[1:]])

@@ -10,8 +10,7 @@ import typer
 from synergy_gym.cli import output as tables
 
 if TYPE_CHECKING:
-    from synergy_gym.evaluation.timeline import Timeline
-    from synergy_gym.scenario import Scenario
+    pass
 
 TimelineOption = Annotated[
     Path | None,
@@ -25,44 +24,12 @@ def report(
     ],
 ) -> None:
     """Make leaderboard.md, report.html, plots and results.parquet of a board from its rows."""
-    from synergy_gym.evaluation.board.board import (
-        HTML_FILE,
-        read_board,
-        render_board,
-        write_parquet,
-    )
+    from synergy_gym.evaluation.board.board import read_board
+    from synergy_gym.evaluation.board.files import HTML_FILE
+    from synergy_gym.evaluation.report.render import render_board, write_parquet
 
     board = read_board(folder)
     render_board(board)
     if not write_parquet(board):
         tables.note("no results.parquet: that needs pyarrow (`pip install pyarrow`); use the CSV")
     print(folder / HTML_FILE)
-
-
-def timeline_of(path: Path | None, episodes: int, *, simulated: bool) -> Timeline | None:
-    """An empty timeline when one is asked for.
-
-    Raises:
-        ValueError: it would be of several episodes, or of real engines.
-    """
-    if path is None:
-        return None
-    if episodes != 1:
-        raise ValueError(
-            f"--timeline {path} shows one episode, not {episodes}; give --engine-policy or "
-            "--router-policy one name"
-        )
-    if not simulated:
-        raise ValueError(f"--timeline {path} shows simulated engines; drop --backend vllm")
-    from synergy_gym.evaluation.timeline import Timeline
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return Timeline()
-
-
-def write_timeline_file(path: Path, seen: Timeline, scenario: Scenario, policies: str) -> None:
-    """Write a played timeline and say where it is."""
-    from synergy_gym.evaluation.timeline import write_timeline
-
-    write_timeline(path, seen, scenario, f"{scenario.name}, {policies}")
-    tables.note(f"timeline written to {path}; open it at https://ui.perfetto.dev")

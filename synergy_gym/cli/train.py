@@ -210,7 +210,7 @@ def _trained(plan: TrainingPlan, out: Path, resume: bool, reporter: Reporting) -
 
 def training_command() -> str:
     """The command as typed, without what does not change the agent: --out and --resume."""
-    from synergy_gym.cli.app import command_line
+    from synergy_gym.cli.output import command_line
 
     words = [word for word in shlex.split(command_line()) if word != "--resume"]
     if "--out" in words:

@@ -10,6 +10,7 @@ tells routers something, and their choices are recorded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import struct
@@ -317,3 +318,13 @@ def _fill(log: DecisionLog, columns: dict[str, IntArray]) -> None:
             engine.columns = {name: columns.pop(f"{index}/{name}").tolist() for name in STREAMS}
     if columns:
         raise ValueError(f"unknown streams {sorted(columns)}")
+
+
+DECISIONS = "decisions"
+"""Folder of recorded decisions, beside the progress file and in a finished board."""
+
+
+def decisions_name(key: Sequence[Any]) -> str:
+    """The file name of a row's decisions: a hash of its key (a policy's name can hold a path)."""
+    text = json.dumps(list(key))
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.dec"

@@ -9,30 +9,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from synergy_gym.evaluation.board.board import (
+from synergy_gym.evaluation.board.board import read_board, suite_rankings
+from synergy_gym.evaluation.board.bounds_file import BOUNDS_FILE, read_bounds, write_bounds
+from synergy_gym.evaluation.board.files import (
     LATENCY_FILE,
     MANIFEST_FILE,
     RESULTS_FILE,
     TIMINGS_FILE,
-    latency_text,
-    pooled_latency,
-    read_board,
-    render_board,
-    suite_rankings,
 )
-from synergy_gym.evaluation.board.bounds_file import BOUNDS_FILE, read_bounds, write_bounds
-from synergy_gym.evaluation.board.journal import (
-    DECISIONS,
-    PROGRESS_FILE,
-    ProgressLog,
-    decisions_name,
-)
-from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.journal import PROGRESS_FILE, ProgressLog
+from synergy_gym.evaluation.board.latency import latency_text, pooled_latency
+from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.board.tables import Row, csv_text, sorted_rows
-from synergy_gym.evaluation.decision_log import FORMAT
+from synergy_gym.evaluation.decision_log import DECISIONS, FORMAT, decisions_name
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, Job, JobResult
 from synergy_gym.evaluation.manifest import software, write_json, write_whole
-from synergy_gym.evaluation.workers.local import Batch, Executor, Play, run_jobs
+from synergy_gym.evaluation.report.render import render_board
+from synergy_gym.evaluation.workers.executor import Batch, Executor, Play
+from synergy_gym.evaluation.workers.run import run_jobs
 
 if TYPE_CHECKING:
     import pandas as pd

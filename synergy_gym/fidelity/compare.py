@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.evaluation.board.suites import DEFAULT_ENGINE, DEFAULT_ROUTER
+from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER
 from synergy_gym.evaluation.manifest import workload_hash
 from synergy_gym.evaluation.runner import Result, evaluate
 from synergy_gym.fidelity.calibration import (

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from synergy_gym.evaluation.board.board import Histogram, LatencyKey, latency_text
 from synergy_gym.evaluation.board.incident_library import INCIDENTS, Incident
-from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.latency import Histogram, LatencyKey, latency_text
+from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.board.tables import Row, csv_text
 from synergy_gym.evaluation.incidents.cards import CARDS_FILE, CardRow, write_cards
 from synergy_gym.evaluation.incidents.measures import MEASURES

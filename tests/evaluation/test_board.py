@@ -11,19 +11,14 @@ import numpy as np
 import pytest
 
 from synergy_gym.cli import app as cli
-from synergy_gym.evaluation.board.board import (
-    BoardError,
-    latency_text,
-    read_board,
-    read_latency,
-    read_rows,
-    render_board,
-    write_parquet,
-)
-from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.board import read_board
+from synergy_gym.evaluation.board.files import BoardError, read_rows
+from synergy_gym.evaluation.board.latency import latency_text, read_latency
+from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.board.tables import csv_text
 from synergy_gym.evaluation.jobs import COLUMNS
 from synergy_gym.evaluation.leaderboard import run_leaderboard
+from synergy_gym.evaluation.report.render import render_board, write_parquet
 from tests.evaluation.board_samples import SUITE, write_sample_board
 
 PAGES = ("leaderboard.md", "report.html")

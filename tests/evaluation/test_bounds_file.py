@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from synergy_gym.evaluation.board.bounds_file import read_bounds, write_bounds
-from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.bound import attainment_bound
 from synergy_gym.scenario import load_scenario
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from synergy_gym.evaluation.jobs import Job, JobResult
-from synergy_gym.evaluation.workers.local import MAX_LOSSES, LocalExecutor, make_executor, run_jobs
+from synergy_gym.evaluation.workers.executor import MAX_LOSSES
+from synergy_gym.evaluation.workers.local import LocalExecutor
+from synergy_gym.evaluation.workers.run import make_executor, run_jobs
 from tests.evaluation.losable import deadly
 
 ROOT = Path(__file__).parents[2]

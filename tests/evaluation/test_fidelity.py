@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from synergy_gym.cli.fidelity import engine_arguments, names, numbers
+from synergy_gym.cli.fidelity import names, numbers
+from synergy_gym.cli.live_options import engine_arguments
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.fidelity import tables
 from synergy_gym.fidelity.calibration import (

@@ -16,20 +16,19 @@ from typing import Any
 import pytest
 
 from synergy_gym.evaluation.board.journal import PROGRESS_FILE, ProgressLog
+from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.board.suites import (
     ENGINE_POLICIES,
     JOINT_PAIRS,
     ROUTER_POLICIES,
     SUITES,
-    Part,
-    Suite,
     find_suite,
 )
 from synergy_gym.evaluation.board.tables import decision_times
 from synergy_gym.evaluation.jobs import KEY_COLUMNS, Job, JobResult, run_job
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS, run_leaderboard
 from synergy_gym.evaluation.workers import local as executors
-from synergy_gym.evaluation.workers.local import run_jobs
+from synergy_gym.evaluation.workers.run import run_jobs
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import load_scenario
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from synergy_gym.evaluation.board.board import Board
-from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.coverage import coverage_text
 from synergy_gym.evaluation.jobs import COLUMNS, ORACLE
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS

@@ -22,9 +22,9 @@ from synergy_gym.evaluation.board.journal import (
     PROGRESS_FILE,
     FolderInUseError,
     ProgressLog,
-    decisions_name,
 )
-from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.part import Part, Suite
+from synergy_gym.evaluation.decision_log import decisions_name
 from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.leaderboard import run_leaderboard, to_record
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.leaderboard import run_leaderboard
 from synergy_gym.evaluation.workers import ray as ray_executor
-from synergy_gym.evaluation.workers.local import MAX_LOSSES, ExecutorError, run_jobs
+from synergy_gym.evaluation.workers.executor import MAX_LOSSES, ExecutorError
 from synergy_gym.evaluation.workers.ray import RayExecutor, Refusal, fingerprint, play_here
+from synergy_gym.evaluation.workers.run import run_jobs
 from synergy_gym.policies.agent_file import find_agent
 from tests.evaluation.losable import deadly, play_or_hang
 from tests.evaluation.test_leaderboard import has_a_row

@@ -17,7 +17,8 @@ import pytest
 from synergy_gym.cli.app import main
 from synergy_gym.evaluation.board.board import read_board
 from synergy_gym.evaluation.board.journal import PROGRESS_FILE
-from synergy_gym.evaluation.board.suites import SUITES, Part, Suite
+from synergy_gym.evaluation.board.part import Part, Suite
+from synergy_gym.evaluation.board.suites import SUITES
 from synergy_gym.evaluation.conduct import examine as conduct
 from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.leaderboard import run_leaderboard

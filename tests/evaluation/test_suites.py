@@ -7,16 +7,12 @@ import json
 import pytest
 
 from synergy_gym.evaluation.board.board import read_board
+from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER, Part, Suite, family_of
 from synergy_gym.evaluation.board.suites import (
-    DEFAULT_ENGINE,
-    DEFAULT_ROUTER,
     FULL_PAIRS,
     MATRIX_ENGINES,
     MATRIX_ROUTERS,
-    Part,
-    Suite,
     chosen_suite,
-    family_of,
     find_suite,
     list_suites,
 )

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
+from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.board.suites import (
     ENGINE_POLICIES,
     ROUTER_POLICIES,
     SUITES,
-    Part,
-    Suite,
     chosen_suite,
 )
 from synergy_gym.evaluation.decision_log import DecisionLog

@@ -18,7 +18,8 @@ from scipy import stats
 from synergy_gym.cli.app import main
 from synergy_gym.evaluation import leaderboard
 from synergy_gym.evaluation.board.board import read_board
-from synergy_gym.evaluation.board.suites import SUITES, Part, Suite
+from synergy_gym.evaluation.board.part import Part, Suite
+from synergy_gym.evaluation.board.suites import SUITES
 from synergy_gym.evaluation.decision_log import DecisionLogError, packed, unpacked
 from synergy_gym.evaluation.jobs import COLUMNS, Job, run_job
 from synergy_gym.evaluation.leaderboard import run_leaderboard

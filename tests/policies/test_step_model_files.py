@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from synergy_gym.evaluation.board.suites import Part, Suite
+from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.jobs import run_job
 from synergy_gym.evaluation.submission.policy import is_registered
 from synergy_gym.latency.models.published import published_model

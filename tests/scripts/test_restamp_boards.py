@@ -12,7 +12,8 @@ import pytest
 from typer import Exit
 
 from synergy_gym.evaluation import leaderboard
-from synergy_gym.evaluation.board.suites import SUITES, Part, Suite
+from synergy_gym.evaluation.board.part import Part, Suite
+from synergy_gym.evaluation.board.suites import SUITES
 from synergy_gym.evaluation.leaderboard import run_leaderboard
 from synergy_gym.evaluation.verify.boards import Options, verify
 from tests.loading import load_script

@@ -14,8 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from synergy_gym.evaluation.board.part import Suite
 from synergy_gym.evaluation.board.scores import Bounds
-from synergy_gym.evaluation.board.suites import Suite
 from synergy_gym.evaluation.board.tables import cell
 from synergy_gym.evaluation.bound import attainment_bound
 from synergy_gym.evaluation.manifest import write_whole

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from synergy_gym.evaluation.decision_log import DECISIONS, decisions_name
 from synergy_gym.evaluation.dynamics import dynamics_hash
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, Job, JobResult
 from synergy_gym.evaluation.manifest import part_of, write_whole
@@ -18,8 +19,6 @@ from synergy_gym.scenario import load_scenario
 
 PROGRESS_FILE = "progress.jsonl"
 LOCK_FILE = ".lock"
-DECISIONS = "decisions"
-"""Folder of recorded decisions, beside the progress file and in a finished board."""
 _WORLD = [item.name for item in fields(Job) if item.compare and item.name not in KEY_COLUMNS]
 """What else changes a job's row: its window, and what decisions cost."""
 _HEAD, _JOINT = b'{"check": "', b'", '
@@ -123,12 +122,6 @@ class ProgressLog:
         columns = hashlib.sha256(",".join(COLUMNS).encode()).hexdigest()
         others = [repr(getattr(job, name)) for name in _WORLD]
         return json.dumps([*job.key, *others, self._hashes[world], self.version, columns])
-
-
-def decisions_name(key: Sequence[Any]) -> str:
-    """The file name of a row's decisions: a hash of its key (a policy's name can hold a path)."""
-    text = json.dumps(list(key))
-    return f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.dec"
 
 
 def _check(text: bytes) -> bytes:

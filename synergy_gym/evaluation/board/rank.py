@@ -6,16 +6,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER
 from synergy_gym.evaluation.board.scores import ranking
-from synergy_gym.evaluation.board.suites import (
-    DEFAULT_ENGINE,
-    DEFAULT_ROUTER,
-    ENGINE_POLICIES,
-    JOINT_PAIRS,
-    ROUTER_POLICIES,
-)
+from synergy_gym.evaluation.board.suites import ENGINE_POLICIES, JOINT_PAIRS, ROUTER_POLICIES
 from synergy_gym.evaluation.jobs import Job, Track, competitor, label
-from synergy_gym.evaluation.workers.local import run_jobs
+from synergy_gym.evaluation.workers.run import run_jobs
 from synergy_gym.scenario import load_scenario
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from synergy_gym.evaluation.jobs import (
     latency_histograms,
 )
 from synergy_gym.evaluation.runner import EnginePolicySpec, Result, RouterPolicySpec, evaluate
-from synergy_gym.evaluation.workers.local import Executor, OnResult, run_jobs
+from synergy_gym.evaluation.workers.executor import Executor, OnResult
+from synergy_gym.evaluation.workers.run import run_jobs
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.seasons import SEASON
 from synergy_gym.types import TelemetrySpec

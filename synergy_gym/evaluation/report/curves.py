@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synergy_gym.evaluation.board.board import LATENCY_FIGURES, Histogram, LatencyKey
-from synergy_gym.evaluation.board.suites import Part
+from synergy_gym.evaluation.board.latency import LATENCY_FIGURES, Histogram, LatencyKey
+from synergy_gym.evaluation.board.part import Part
 from synergy_gym.evaluation.board.tables import Row, by_competitor
 from synergy_gym.evaluation.jobs import CDF_EDGES_S
 from synergy_gym.types import FloatArray, IntArray

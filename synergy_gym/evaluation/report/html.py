@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synergy_gym.evaluation.board.board import Board
+from synergy_gym.evaluation.board.pairs import interaction_of
+from synergy_gym.evaluation.board.part import Part
 from synergy_gym.evaluation.board.scores import baseline, oracle_table
-from synergy_gym.evaluation.board.suites import Part
 from synergy_gym.evaluation.board.tables import Row
 from synergy_gym.evaluation.capacity import TARGET
 from synergy_gym.evaluation.coverage import coverage_text
@@ -34,7 +35,7 @@ from synergy_gym.evaluation.report.html_tables import (
     scenario_table,
     text_table,
 )
-from synergy_gym.evaluation.report.markdown import NOTE, SCORE_NOTE, interaction_of
+from synergy_gym.evaluation.report.markdown import NOTE, SCORE_NOTE
 from synergy_gym.evaluation.report.svg import (
     Points,
     line_chart,

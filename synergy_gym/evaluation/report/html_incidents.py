@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from synergy_gym.evaluation.board.board import Board
-from synergy_gym.evaluation.board.suites import DEFAULT_ENGINE, DEFAULT_ROUTER
+from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER
 from synergy_gym.evaluation.jobs import competitor, pair_label
 from synergy_gym.evaluation.report.html_tables import Cell, Table
 

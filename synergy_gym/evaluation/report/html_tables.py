@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from synergy_gym.evaluation.board.suites import Part
+from synergy_gym.evaluation.board.part import Part
 from synergy_gym.evaluation.board.tables import Row, by_competitor, capacities_of, figure
 from synergy_gym.evaluation.jobs import pair_label
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from synergy_gym.evaluation.report.markdown import Interaction
+    from synergy_gym.evaluation.board.pairs import Interaction
 
 LABELS: Mapping[str, str] = MappingProxyType(
     {

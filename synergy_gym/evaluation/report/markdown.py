@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from synergy_gym.evaluation.board.scores import Bounds, oracle_table, page_table, score_table
-from synergy_gym.evaluation.board.suites import DEFAULT_ENGINE, DEFAULT_ROUTER, Part, family_of
+from synergy_gym.evaluation.board.pairs import interaction_of
+from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER, Part, family_of
+from synergy_gym.evaluation.board.scores import Bounds, oracle_table, page_table
 from synergy_gym.evaluation.board.tables import (
     Row,
     by_competitor,
@@ -23,10 +21,7 @@ from synergy_gym.evaluation.board.tables import (
 )
 from synergy_gym.evaluation.coverage import coverage_text
 from synergy_gym.evaluation.interaction import (
-    InteractionMatrix,
-    complete_matrix,
     interaction_effect,
-    interaction_matrix,
 )
 from synergy_gym.evaluation.jobs import ORACLE, TRACK_LAYERS, Track, pair_label
 from synergy_gym.types import FloatArray
@@ -130,29 +125,6 @@ def _oracle_text(part: Part, rows: Sequence[Row], bounds: Bounds) -> list[str]:
         "",
         markdown(table).rstrip("\n"),
     ]
-
-
-@dataclass(frozen=True, eq=False)
-class Interaction:
-    """How the layers interact on the largest complete matrix of pairs that a part played."""
-
-    engines: Sequence[str]
-    routers: Sequence[str]
-    effects: InteractionMatrix
-    scores: Mapping[str, FloatArray]
-
-
-def interaction_of(part: Part, rows: Sequence[Row]) -> Interaction | None:
-    """The interaction of a part's layers; None where no matrix of pairs and seeds was played."""
-    scores = score_table(rows, part.track).of
-    pairs = [pair for pair in part.matchups() if pair_label(pair) in scores]
-    engines, routers = complete_matrix(pairs)
-    if len(TRACK_LAYERS[part.track]) < 2 or not engines or len(next(iter(scores.values()))) < 2:
-        return None
-    matrix = np.stack(
-        [[scores[pair_label((e, r))].mean(axis=1) for r in routers] for e in engines]
-    ).transpose(2, 0, 1)
-    return Interaction(engines, routers, interaction_matrix(matrix), scores)
 
 
 def _interaction_text(part: Part, rows: Sequence[Row]) -> list[str]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synergy_gym.evaluation.board.board import LATENCY_FIGURES, Board
-from synergy_gym.evaluation.board.suites import Part
+from synergy_gym.evaluation.board.board import Board
+from synergy_gym.evaluation.board.latency import LATENCY_FIGURES
+from synergy_gym.evaluation.board.part import Part
 from synergy_gym.evaluation.board.tables import Row
 from synergy_gym.evaluation.capacity import TARGET
 from synergy_gym.evaluation.jobs import CDF_EDGES_S

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from synergy_gym.evaluation.board.board import MANIFEST_FILE, RESULTS_FILE
+from synergy_gym.evaluation.board.files import MANIFEST_FILE, RESULTS_FILE
 from synergy_gym.evaluation.board.journal import PROGRESS_FILE
-from synergy_gym.evaluation.board.suites import Part, Suite, find_suite
+from synergy_gym.evaluation.board.part import Part, Suite
+from synergy_gym.evaluation.board.suites import find_suite
 from synergy_gym.evaluation.decision_log import packed, unpacked
 from synergy_gym.evaluation.jobs import KEY_COLUMNS, TRACK_LAYERS, Job, JobResult, Track, run_job
 from synergy_gym.evaluation.manifest import write_json

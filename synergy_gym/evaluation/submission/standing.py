@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import synergy_gym
-from synergy_gym.evaluation.board.board import MANIFEST_FILE, Board, read_board
+from synergy_gym.evaluation.board.board import Board, read_board
+from synergy_gym.evaluation.board.files import MANIFEST_FILE
+from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.board.scores import NO_BOUNDS, Bounds, ranking, score_table
-from synergy_gym.evaluation.board.suites import Part, Suite, find_suite
+from synergy_gym.evaluation.board.suites import find_suite
 from synergy_gym.evaluation.board.tables import Row
 from synergy_gym.evaluation.jobs import Track, competitor
 from synergy_gym.evaluation.statistics import interquartile_mean

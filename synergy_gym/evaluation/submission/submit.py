@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synergy_gym.evaluation.board.board import MANIFEST_FILE, Board, read_board
+from synergy_gym.evaluation.board.board import Board, read_board
 from synergy_gym.evaluation.board.bounds_file import BOUNDS_FILE
+from synergy_gym.evaluation.board.files import MANIFEST_FILE
 from synergy_gym.evaluation.board.suites import find_suite
 from synergy_gym.evaluation.board.tables import row_key
 from synergy_gym.evaluation.conduct.examine import examine

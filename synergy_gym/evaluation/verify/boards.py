@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from synergy_gym.evaluation.board.board import MANIFEST_FILE, Board
+from synergy_gym.evaluation.board.board import Board
+from synergy_gym.evaluation.board.files import MANIFEST_FILE
 from synergy_gym.evaluation.verify.files import read_checked, structure_problems
 from synergy_gym.evaluation.verify.fresh_seeds import check_fresh
 from synergy_gym.evaluation.verify.play import Checked, OnProgress, check_log, check_policy

@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 
-from synergy_gym.evaluation.board.board import RESULTS_FILE, Board
+from synergy_gym.evaluation.board.board import Board
+from synergy_gym.evaluation.board.files import RESULTS_FILE
 from synergy_gym.evaluation.board.tables import Row, cell
 from synergy_gym.evaluation.jobs import KEY_COLUMNS
 

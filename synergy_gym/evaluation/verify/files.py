@@ -13,17 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from synergy_gym.evaluation.board.board import (
-    MANIFEST_FILE,
-    RESULTS_FILE,
-    TIMINGS_FILE,
-    Board,
-    BoardError,
-    read_board,
-)
-from synergy_gym.evaluation.board.journal import DECISIONS, decisions_name
-from synergy_gym.evaluation.board.suites import Suite, find_suite
+from synergy_gym.evaluation.board.board import Board, read_board
+from synergy_gym.evaluation.board.files import MANIFEST_FILE, RESULTS_FILE, TIMINGS_FILE, BoardError
+from synergy_gym.evaluation.board.part import Suite
+from synergy_gym.evaluation.board.suites import find_suite
 from synergy_gym.evaluation.board.tables import Row, cell, csv_text, row_key
+from synergy_gym.evaluation.decision_log import DECISIONS, decisions_name
 from synergy_gym.evaluation.dynamics import differing_parts, dynamics_hash
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, TRACK_LAYERS, Job
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS, to_record

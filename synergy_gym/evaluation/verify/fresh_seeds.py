@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.evaluation.board.board import RESULTS_FILE, Board
+from synergy_gym.evaluation.board.board import Board
+from synergy_gym.evaluation.board.files import RESULTS_FILE
 from synergy_gym.evaluation.board.tables import Row, row_key
 from synergy_gym.evaluation.jobs import Job, pair_label
 from synergy_gym.evaluation.verify.play import Checked, OnProgress, counted_run, not_run, player

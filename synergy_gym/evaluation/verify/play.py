@@ -21,16 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.evaluation.board.board import RESULTS_FILE, Board
-from synergy_gym.evaluation.board.journal import DECISIONS, decisions_name
+from synergy_gym.evaluation.board.board import Board
+from synergy_gym.evaluation.board.files import RESULTS_FILE
 from synergy_gym.evaluation.board.tables import Row, cell, row_key
-from synergy_gym.evaluation.decision_log import unpacked
+from synergy_gym.evaluation.decision_log import DECISIONS, decisions_name, unpacked
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, Job, JobResult, run_job
 from synergy_gym.evaluation.manifest import platform_entry
 from synergy_gym.evaluation.replay import replayed_row
 from synergy_gym.evaluation.verify.files import place
 from synergy_gym.evaluation.verify.policy_versions import decidable
-from synergy_gym.evaluation.workers.local import Batch, Play, run_jobs
+from synergy_gym.evaluation.workers.executor import Batch, Play
+from synergy_gym.evaluation.workers.run import run_jobs
 
 ROW_TOLERANCE = 0.05
 """On another platform: how far a row's attainment may be off (docs/verification.md: measured)."""

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from synergy_gym.evaluation.board.board import MANIFEST_FILE, manifest_season, manifest_suite
+from synergy_gym.evaluation.board.board import manifest_season, manifest_suite
+from synergy_gym.evaluation.board.files import MANIFEST_FILE
 from synergy_gym.evaluation.board.suites import find_suite
 from synergy_gym.evaluation.board.tables import Row
 from synergy_gym.evaluation.jobs import TRACK_LAYERS, Track

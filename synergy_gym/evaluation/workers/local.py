@@ -2,152 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
-from types import MappingProxyType
-from typing import Protocol
 
-from synergy_gym.evaluation.jobs import Job, JobResult, describe, run_job
-
-OnResult = Callable[[Job, JobResult | str], None]
-Play = Callable[[Job], JobResult]
-
-MAX_LOSSES = 3
-"""A job that loses its worker this many times has failed; nobody plays it again."""
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Outcome of many jobs."""
-
-    results: dict[Job, JobResult] = field(default_factory=dict)
-    failures: dict[Job, str] = field(default_factory=dict)
-
-
-class ExecutorError(RuntimeError):
-    """Jobs cannot be played there at all; the message names the place and the cure."""
-
-
-class Executor(Protocol):
-    """Plays jobs, in any order and number at a time."""
-
-    def run(self, jobs: Sequence[Job], play: Play, finish: OnResult) -> None:
-        """Play every job; `finish` is called here, once per job, with its result or its error.
-
-        Raises:
-            ExecutorError: no job can be played there.
-        """
-
-
-def run_jobs(
-    jobs: Sequence[Job],
-    processes: int = 1,
-    on_result: OnResult | None = None,
-    play: Play | None = None,
-    executor: Executor | None = None,
-) -> Batch:
-    """Play jobs; one that fails does not stop the others.
-
-    Args:
-        jobs: what to play.
-        processes: worker processes on this machine; 1 plays in this one.
-        on_result: called in this process as each job ends, with its result or its error.
-        play: plays one job, `run_job` unless given; workers need one that can be pickled.
-        executor: plays them instead of `processes`.
-
-    Raises:
-        ExecutorError: as `Executor.run`.
-    """
-    batch = Batch()
-
-    def finish(job: Job, outcome: JobResult | str) -> None:
-        if isinstance(outcome, str):
-            batch.failures[job] = outcome
-        else:
-            batch.results[job] = outcome
-        if on_result is not None:
-            on_result(job, outcome)
-
-    (executor or LocalExecutor(processes)).run(jobs, play or run_job, finish)
-    return batch
-
-
-def make_executor(
-    name: str, processes: int | None = None, ray_address: str | None = None
-) -> Executor:
-    """The executor of that name.
-
-    Args:
-        name: "local" or "ray".
-        processes: worker processes of the local one; 1 unless given.
-        ray_address: `host:port` of the cluster, "auto" unless given.
-
-    Raises:
-        ValueError: no such executor, or an option of the other one.
-    """
-    if name not in EXECUTORS:
-        raise ValueError(f"unknown executor {name!r}; choose one of {', '.join(EXECUTORS)}")
-    return EXECUTORS[name](processes, ray_address)
-
-
-def _local(processes: int | None, ray_address: str | None) -> Executor:
-    if ray_address is not None:
-        raise ValueError(f"--ray-address {ray_address} needs --executor ray")
-    return LocalExecutor(processes or 1)
-
-
-def _ray(processes: int | None, ray_address: str | None) -> Executor:
-    if processes is not None:
-        raise ValueError(
-            f"--jobs {processes} is for --executor local; a Ray cluster plays one job per CPU"
-        )
-    from synergy_gym.evaluation.workers.ray import RayExecutor
-
-    return RayExecutor(ray_address or "auto")
-
-
-EXECUTORS: Mapping[str, Callable[[int | None, str | None], Executor]] = MappingProxyType(
-    {"local": _local, "ray": _ray}
+from synergy_gym.evaluation.jobs import Job, JobResult, describe
+from synergy_gym.evaluation.workers.executor import (
+    MAX_LOSSES,
+    ExecutorError,
+    Losses,
+    OnResult,
+    Play,
+    attempt,
 )
-"""Makers of executors by name, from the number of processes and the address of a cluster."""
-
-
-def attempt(play: Play, job: Job) -> JobResult | str:
-    """The result of one job, or its error in one line."""
-    try:
-        return play(job)
-    except Exception as error:  # a broken policy must not cost the other rows
-        return describe(error)
-
-
-class Losses:
-    """How often each job lost its worker."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[Job] = Counter()
-
-    def failure(self, job: Job, why: str) -> str | None:
-        """Count one loss; the error of a job that has had its last one, else `None`."""
-        self._counts[job] += 1
-        if self._counts[job] < MAX_LOSSES:
-            _log.warning("%s lost its worker (%s); another one plays it again", job, why)
-            return None
-        return (
-            f"lost its worker {MAX_LOSSES} times ({why}); a policy that ends its process or "
-            "takes all memory does that: play this episode alone with `synergy-gym run`"
-        )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any
 from synergy_gym.evaluation.dynamics import dynamics_hash
 from synergy_gym.evaluation.jobs import Job, JobResult, describe
 from synergy_gym.evaluation.manifest import platform_entry
-from synergy_gym.evaluation.workers.local import ExecutorError, Losses, OnResult, Play, attempt
+from synergy_gym.evaluation.workers.executor import ExecutorError, Losses, OnResult, Play, attempt
 from synergy_gym.evaluation.workers.shipping import needed_files, stage
 
 TASKS_PER_CPU = 2
