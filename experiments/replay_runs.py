@@ -26,8 +26,8 @@ from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.prism import RequestRates
 from synergy_gym.scenario import Scenario, load_scenario
 from synergy_gym.types import NS_PER_S, SLO, ClusterView, EngineSpec, FloatArray, RequestView
-from synergy_gym.workload.base import Content, Workload, make_workload
-from synergy_gym.workload.blocks import session_content
+from synergy_gym.workload.base import Workload, make_workload
+from synergy_gym.workload.blocks import Content, session_content
 
 SCENARIO = "flowgpt-8xh100-llama8b"
 FOLDER = "measurements"

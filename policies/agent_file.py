@@ -39,6 +39,8 @@ from synergy_gym.observation import Float32Array
 FORMAT = 1
 MAX_BYTES = 1 << 20
 """Largest agent file that is read or written."""
+AGENT_PREFIX = "agent"
+"""`agent:NAME` and `agent:FILE.npz` are trained agents (`policies/learned.py`)."""
 AGENTS = Path(__file__).resolve().parent / "agents"
 """Where the agents of this package lie."""
 

@@ -24,13 +24,12 @@ from synergy_gym.features import (
     RouterFeatures,
 )
 from synergy_gym.observation import Float32Array, ObservationLayout
-from synergy_gym.policies.agent_file import Agent, AgentError, load_agent
+from synergy_gym.policies.agent_file import AGENT_PREFIX, Agent, AgentError, load_agent
 from synergy_gym.policies.authors_state import AUTHORS_GROUPS, AuthorsState
 from synergy_gym.policies.base import EnginePolicy, RouterPolicy
 from synergy_gym.policies.fallback import Fallback
 from synergy_gym.policies.forecast import BLOCK_SLOTS, NUM_BLOCK_FEATURES, ForecastFeatures
 from synergy_gym.policies.networks import network
-from synergy_gym.policies.registry import AGENT_PREFIX
 from synergy_gym.types import (
     NS_PER_S,
     SLO,

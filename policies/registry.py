@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
-from synergy_gym.policies.agent_file import packaged_agents
+from synergy_gym.policies.agent_file import AGENT_PREFIX, packaged_agents
 from synergy_gym.policies.base import (
     SOURCE_VARIABLE,
     EnginePolicy,
@@ -42,8 +42,6 @@ from synergy_gym.policies.convert import convert
 ENTRY_POINTS = "synergy_gym.policies"
 PLUG_INS_VARIABLE = "SYNERGY_GYM_PLUGINS"
 """Environment variable; "0" leaves all plug-ins out."""
-AGENT_PREFIX = "agent"
-"""`agent:NAME` and `agent:FILE.npz` are trained agents (`policies/learned.py`)."""
 
 Kind = Literal["engine", "router"]
 P = TypeVar("P", bound=Policy)

@@ -38,7 +38,8 @@ from synergy_gym.types import (
     RouterRow,
     TelemetrySpec,
 )
-from synergy_gym.workload.base import Content, Workload, make_workload
+from synergy_gym.workload.base import Workload, make_workload
+from synergy_gym.workload.blocks import Content
 from tests.engines import A6000, H100
 
 SIMULATORS = (Simulator, ReferenceSimulator)

@@ -16,7 +16,8 @@ from synergy_gym.latency.clock import StepTerms
 from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import EngineSpec
-from synergy_gym.workload.base import Content, Workload, make_workload
+from synergy_gym.workload.base import Workload, make_workload
+from synergy_gym.workload.blocks import Content
 
 MILLION = 1_000_000
 

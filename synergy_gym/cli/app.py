@@ -26,8 +26,8 @@ from synergy_gym.cli.calibrate import calibrate
 from synergy_gym.cli.clock import clock
 from synergy_gym.cli.fidelity import fidelity
 from synergy_gym.cli.incidents import incidents
-from synergy_gym.cli.output import ALL, INTERRUPTED
 from synergy_gym.cli.leaderboard import leaderboard
+from synergy_gym.cli.output import ALL, INTERRUPTED
 from synergy_gym.cli.report import report
 from synergy_gym.cli.run import run
 from synergy_gym.cli.submit import submit

@@ -269,13 +269,8 @@ def profiles() -> Table:
 
 def policies() -> Table:
     """The registered policies of both layers, and the trained agents that come with the package."""
-    from synergy_gym.policies.agent_file import packaged_agents
-    from synergy_gym.policies.registry import (
-        AGENT_PREFIX,
-        describe,
-        engine_policies,
-        router_policies,
-    )
+    from synergy_gym.policies.agent_file import AGENT_PREFIX, packaged_agents
+    from synergy_gym.policies.registry import describe, engine_policies, router_policies
 
     table = _table("Policies", "layer", "name", "reads", "parameters", "what", left=5)
     registered = {"engine": engine_policies(), "router": router_policies()}

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from synergy_gym.evaluation.jobs import ORACLE
 from synergy_gym.evaluation.manifest import workload_hash
 from synergy_gym.evaluation.runner import (
     EnginePolicySpec,
@@ -45,7 +44,8 @@ from synergy_gym.types import (
 )
 from synergy_gym.workload.base import Workload
 
-LABEL = ORACLE
+ORACLE = "clairvoyant"
+"""Name of a policy that stands for an oracle of a job's traffic."""
 LOST = 0.6
 """A decode is lost when what it may still spend is below this share of what it needs."""
 SCARCE = 0.1
@@ -115,7 +115,7 @@ class ClairvoyantEngine(LensPlus):
     @property
     def label(self) -> str:
         """Name in tables."""
-        return LABEL
+        return ORACLE
 
     def parameters(self) -> dict[str, Any]:
         """Those of lens-plus, and the traffic that it knows."""
@@ -228,7 +228,7 @@ class ClairvoyantRouter(PrismPlus):
     @property
     def label(self) -> str:
         """Name in tables."""
-        return LABEL
+        return ORACLE
 
     def parameters(self) -> dict[str, Any]:
         """Those of prism-plus, and the traffic that it knows (once it does)."""
@@ -255,6 +255,6 @@ def clairvoyant_pair(
     if horizon_s is not None:
         world = replace(world, horizon_s=float(horizon_s))
     oracle = OutputOracle(world.workload(load, seed))
-    engine = ClairvoyantEngine(oracle) if engine_policy == LABEL else engine_policy
-    router = ClairvoyantRouter(oracle) if router_policy == LABEL else router_policy
+    engine = ClairvoyantEngine(oracle) if engine_policy == ORACLE else engine_policy
+    router = ClairvoyantRouter(oracle) if router_policy == ORACLE else router_policy
     return engine, router

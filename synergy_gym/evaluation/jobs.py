@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from synergy_gym.evaluation.clairvoyant import ORACLE, clairvoyant_pair
 from synergy_gym.evaluation.decision_log import DecisionLog, RecordingSimulator, packed
 from synergy_gym.evaluation.runner import (
     EnginePolicySpec,
@@ -28,8 +29,6 @@ Track = Literal["engine", "router", "joint"]
 TRACK_LAYERS: Mapping[Track, tuple[str, ...]] = MappingProxyType(
     {"engine": ("engine",), "router": ("router",), "joint": ("engine", "router")}
 )
-ORACLE = "clairvoyant"
-"""Name of a policy that stands for the oracle of `evaluation/clairvoyant.py` on a job's traffic."""
 KEY_COLUMNS = ("suite", "scenario", "load", "seed", "engine_policy", "router_policy")
 SUMMARY_COLUMNS = (
     "offered",
@@ -193,8 +192,6 @@ def _players(job: Job, world: Scenario) -> tuple[EnginePolicySpec, RouterPolicyS
     given = (job.engine_policy, job.router_policy)
     if ORACLE not in given:
         return given
-    from synergy_gym.evaluation.clairvoyant import clairvoyant_pair
-
     return clairvoyant_pair(world, *given, job.load, job.seed)
 
 

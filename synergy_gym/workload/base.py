@@ -7,26 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synergy_gym.types import IntArray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Content:
-    """Shared prompt content as a tree of nodes.
-
-    A node covers token positions from `start[node]` on, until the node below it on a
-    request's path takes over; `parent[node]` (-1 for a root) covers the positions before.
-    Two requests share a block exactly when the deepest node inside it is the same, which
-    is what chained block hashes express.
-
-    Attributes:
-        leaf: per request, the deepest node of its prompt + output.
-        parent: per node, the node before it; always smaller than the node itself.
-        start: per node, its first token position.
-    """
-
-    leaf: IntArray
-    parent: IntArray
-    start: IntArray
+from synergy_gym.workload.blocks import Content, block_ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,9 +45,7 @@ class Workload:
         positive id per full block of its prompt + output tokens. Equal ids mean equal
         content from position 0 to the end of that block.
         """
-        from synergy_gym.workload.blocks import block_ids
-
-        return block_ids(self, block_size)
+        return block_ids(self.prompt_tokens + self.output_tokens, self.content, block_size)
 
 
 def make_workload(
@@ -130,3 +109,22 @@ def _check(columns: dict[str, IntArray]) -> None:
         raise ValueError(
             f"workload row {bad[0]}: `after` must name an earlier row, it is {after[bad[0]]}"
         )
+
+
+def prefix_hit_share(workload: Workload, block_size: int) -> tuple[float, float]:
+    """Prompt blocks that an earlier prompt already held: an unbounded cache's hit rate.
+
+    Outputs are not counted as cached, as in the trace statistics of the Mooncake paper
+    (FAST'25), whose hashes cover prompts only.
+
+    Returns:
+        `(share of full prompt blocks, share of prompt tokens)`, each in [0, 1].
+    """
+    offsets, ids = workload.block_ids(block_size)
+    prompt_blocks = workload.prompt_tokens // block_size
+    index = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))
+    of_prompt = ids[index < np.repeat(prompt_blocks, np.diff(offsets))]
+    if not len(of_prompt):
+        return 0.0, 0.0
+    repeated = len(of_prompt) - len(np.unique(of_prompt))
+    return repeated / len(of_prompt), repeated * block_size / int(workload.prompt_tokens.sum())

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from synergy_gym.jit import kernel
 from synergy_gym.types import IntArray
-from synergy_gym.workload.base import Content, Workload
 
 INDEX_BITS = 24
 """Low bits of an id that hold the block index: prompts up to 2**24 blocks long."""
 
 
-def block_ids(workload: Workload, block_size: int) -> tuple[IntArray, IntArray]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Content:
+    """Shared prompt content as a tree of nodes.
+
+    A node covers token positions from `start[node]` on, until the node below it on a
+    request's path takes over; `parent[node]` (-1 for a root) covers the positions before.
+    Two requests share a block exactly when the deepest node inside it is the same, which
+    is what chained block hashes express.
+
+    Attributes:
+        leaf: per request, the deepest node of its prompt + output.
+        parent: per node, the node before it; always smaller than the node itself.
+        start: per node, its first token position.
+    """
+
+    leaf: IntArray
+    parent: IntArray
+    start: IntArray
+
+
+def block_ids(
+    tokens: IntArray, content: Content | None, block_size: int
+) -> tuple[IntArray, IntArray]:
     """Chained block identities of prompt + output, one per full block.
 
     An id is `(node + 1) << 24 | block index`, where `node` is the deepest content node that
     begins before the block ends. Without content every request is a node of its own.
 
     Args:
-        workload: the requests and their content tree.
+        tokens: prompt + output of every request.
+        content: their content tree, if they share anything.
         block_size: tokens per block, >= 1.
 
     Returns:
@@ -30,16 +54,16 @@ def block_ids(workload: Workload, block_size: int) -> tuple[IntArray, IntArray]:
     """
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; a block holds at least 1 token")
-    counts = (workload.prompt_tokens + workload.output_tokens) // block_size
+    counts = tokens // block_size
     too_long = np.flatnonzero(counts >> INDEX_BITS)
     if len(too_long):
         raise ValueError(
             f"workload row {too_long[0]} has {counts[too_long[0]]} blocks of {block_size} tokens; "
             f"at most {2**INDEX_BITS - 1} are supported, use larger blocks"
         )
-    offsets = np.zeros(len(workload) + 1, np.int64)
+    offsets = np.zeros(len(tokens) + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
-    content = workload.content or private_content(len(workload))
+    content = content or private_content(len(tokens))
     ids = np.empty(offsets[-1], np.int64)
     _fill_ids(offsets, content.leaf, content.parent, content.start, block_size, ids)
     return offsets, ids
@@ -116,25 +140,6 @@ def path_content(paths: list[list[int]], block_tokens: int, prompt_tokens: IntAr
         parent.append(node)
         start.append(position)
     return Content(leaf, np.array(parent, np.int64), np.array(start, np.int64))
-
-
-def prefix_hit_share(workload: Workload, block_size: int) -> tuple[float, float]:
-    """Prompt blocks that an earlier prompt already held: an unbounded cache's hit rate.
-
-    Outputs are not counted as cached, as in the trace statistics of the Mooncake paper
-    (FAST'25), whose hashes cover prompts only.
-
-    Returns:
-        `(share of full prompt blocks, share of prompt tokens)`, each in [0, 1].
-    """
-    offsets, ids = block_ids(workload, block_size)
-    prompt_blocks = workload.prompt_tokens // block_size
-    index = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))
-    of_prompt = ids[index < np.repeat(prompt_blocks, np.diff(offsets))]
-    if not len(of_prompt):
-        return 0.0, 0.0
-    repeated = len(of_prompt) - len(np.unique(of_prompt))
-    return repeated / len(of_prompt), repeated * block_size / int(workload.prompt_tokens.sum())
 
 
 def _fill_ids_python(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from synergy_gym.types import IntArray
-from synergy_gym.workload.base import Content, Workload, make_workload
-from synergy_gym.workload.blocks import private_content
+from synergy_gym.workload.base import Workload, make_workload
+from synergy_gym.workload.blocks import Content, private_content
 
 
 def merged(parts: Sequence[Workload]) -> Workload:

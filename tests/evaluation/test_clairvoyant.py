@@ -84,7 +84,8 @@ def test_oracles_compete_nowhere() -> None:
 
 
 def test_the_name_stands_for_an_oracle_of_the_jobs_traffic() -> None:
-    from synergy_gym.evaluation.jobs import ORACLE, Job, run_job
+    from synergy_gym.evaluation.clairvoyant import ORACLE
+    from synergy_gym.evaluation.jobs import Job, run_job
 
     job = Job("s", "smoke-cluster", 1.2, 2000, ORACLE, ORACLE, 10.0, 1.0)
     result = run_job(job)

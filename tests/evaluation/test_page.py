@@ -9,8 +9,9 @@ import numpy as np
 
 from synergy_gym.evaluation.board.board import Board
 from synergy_gym.evaluation.board.part import Part, Suite
+from synergy_gym.evaluation.clairvoyant import ORACLE
 from synergy_gym.evaluation.coverage import coverage_text
-from synergy_gym.evaluation.jobs import COLUMNS, ORACLE
+from synergy_gym.evaluation.jobs import COLUMNS
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS
 from synergy_gym.evaluation.report.markdown import leaderboard_text
 from synergy_gym.scenario import load_scenario

@@ -16,7 +16,7 @@ from synergy_gym.evaluation.board.suites import (
     find_suite,
     list_suites,
 )
-from synergy_gym.evaluation.jobs import ORACLE
+from synergy_gym.evaluation.clairvoyant import ORACLE
 from synergy_gym.evaluation.submission.standing import board_folder
 from synergy_gym.policies.agent_file import packaged_agents
 from synergy_gym.policies.registry import engine_policies, router_policies

@@ -16,8 +16,9 @@ from synergy_gym.evaluation.board.suites import (
     SUITES,
     chosen_suite,
 )
+from synergy_gym.evaluation.clairvoyant import ORACLE
 from synergy_gym.evaluation.decision_log import DecisionLog
-from synergy_gym.evaluation.jobs import ORACLE, Job, run_job
+from synergy_gym.evaluation.jobs import Job, run_job
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.evaluation.timed import (
     DECISION_TIMES,

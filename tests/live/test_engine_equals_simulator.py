@@ -27,7 +27,8 @@ from synergy_gym.scenario import load_scenario
 from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.points import DONE
 from synergy_gym.types import BatchDecision, ClientSpec, EngineSpec, Outcome
-from synergy_gym.workload.base import Content, make_workload
+from synergy_gym.workload.base import make_workload
+from synergy_gym.workload.blocks import Content
 from tests.sim.test_equivalence import gaps, same, same_point
 from tests.strategies import (
     CLIENTS,

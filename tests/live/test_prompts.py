@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from synergy_gym.live.vllm.prompts import FIRST_ID, Prompts
 from synergy_gym.scenario import load_scenario
-from synergy_gym.workload.base import Content, Workload, make_workload
+from synergy_gym.workload.base import Workload, make_workload
+from synergy_gym.workload.blocks import Content
 from tests.strategies import SEEDS, content_tree
 
 

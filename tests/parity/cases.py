@@ -17,7 +17,8 @@ import numpy as np
 
 from synergy_gym.sim.plain.engine import Job
 from synergy_gym.types import BatchDecision, EngineSpec, IntArray
-from synergy_gym.workload.base import Content, Workload, make_workload
+from synergy_gym.workload.base import Workload, make_workload
+from synergy_gym.workload.blocks import Content
 
 STEP_NS = 1_000_000
 NEVER = 1 << 40

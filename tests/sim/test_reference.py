@@ -21,7 +21,8 @@ from synergy_gym.types import (
     Outcome,
     TelemetrySpec,
 )
-from synergy_gym.workload.base import Content, make_workload
+from synergy_gym.workload.base import make_workload
+from synergy_gym.workload.blocks import Content
 from tests.strategies import spec
 
 MS = 1_000_000

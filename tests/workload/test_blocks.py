@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synergy_gym.workload.base import Content, Workload, make_workload
+from synergy_gym.workload.base import Workload, make_workload, prefix_hit_share
 from synergy_gym.workload.blocks import (
     INDEX_BITS,
-    block_ids,
+    Content,
     path_content,
-    prefix_hit_share,
     session_content,
 )
 
@@ -137,12 +136,12 @@ def test_ids_do_not_depend_on_other_requests() -> None:
 
 def test_block_size_below_one_is_an_error() -> None:
     with pytest.raises(ValueError, match="block_size is 0"):
-        block_ids(of([4], [1]), 0)
+        of([4], [1]).block_ids(0)
 
 
 def test_too_many_blocks_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"row 1 has .* use larger blocks"):
-        block_ids(of([4, 2**24], [1, 1]), 1)
+        of([4, 2**24], [1, 1]).block_ids(1)
 
 
 def test_a_later_previous_turn_is_an_error() -> None:

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from synergy_gym.types import NS_PER_S, FloatArray, IntArray
-from synergy_gym.workload.base import Workload
-from synergy_gym.workload.blocks import prefix_hit_share
+from synergy_gym.workload.base import Workload, prefix_hit_share
 from synergy_gym.workload.generators import generate, list_generators
 from synergy_gym.workload.traces.load import load_trace, trace_info
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from synergy_gym.types import NS_PER_S
-from synergy_gym.workload.blocks import prefix_hit_share
+from synergy_gym.workload.base import prefix_hit_share
 from synergy_gym.workload.presets import PRESETS
 from synergy_gym.workload.spec import LengthSpec, ReplaySpec, SessionSpec, TrafficSpec
 from synergy_gym.workload.table import TrafficTable

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synergy_gym.types import NS_PER_S
-from synergy_gym.workload.blocks import prefix_hit_share
+from synergy_gym.workload.base import prefix_hit_share
 from synergy_gym.workload.traces.csv import parse_timestamp
 from synergy_gym.workload.traces.load import (
     FORMATS,

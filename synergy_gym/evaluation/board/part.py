@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from types import MappingProxyType
 from typing import Any
 
-from synergy_gym.evaluation.board.suites import _archive, _tuples
 from synergy_gym.evaluation.board.tables import Row, row_key
 from synergy_gym.evaluation.jobs import TRACK_LAYERS, Job, Track, competitor
 from synergy_gym.evaluation.timed import charge_of
 from synergy_gym.scenario import load_scenario
-from synergy_gym.seasons import SEASON, full_name, split_name
+from synergy_gym.seasons import SEASON, full_name, season_files, split_name
 
 DEFAULT_ENGINE = "vllm-v1"
 
@@ -177,3 +178,15 @@ class Suite:
             tracks = ", ".join(dict.fromkeys(part.track for part in self.parts))
             raise ValueError(f"suite {self.name!r} has no track {track!r}; choose one of {tracks}")
         return replace(self, parts=parts)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+@cache  # files of the package
+def _archive(season: int) -> Any:
+    """What an archived season's file says of its suites and families."""
+    path = season_files(season).suites
+    assert path is not None
+    return json.loads(path.read_text(encoding="utf-8"))

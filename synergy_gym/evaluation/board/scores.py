@@ -16,7 +16,8 @@ import numpy as np
 from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER, family_of
 from synergy_gym.evaluation.board.tables import Row, by_competitor, capacities_of, mean_of
 from synergy_gym.evaluation.capacity import mean_capacity
-from synergy_gym.evaluation.jobs import ORACLE, TRACK_LAYERS, Track, competitor
+from synergy_gym.evaluation.clairvoyant import ORACLE
+from synergy_gym.evaluation.jobs import TRACK_LAYERS, Track, competitor
 from synergy_gym.evaluation.statistics import (
     Estimate,
     estimate,

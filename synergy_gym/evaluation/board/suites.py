@@ -5,18 +5,16 @@ Those of the current season are here, those of an archived one in its file (`syn
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from synergy_gym.evaluation.board.incident_library import Layer, incidents_of
-from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER, Part, Suite
-from synergy_gym.evaluation.jobs import ORACLE
+from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER, Part, Suite, _archive
+from synergy_gym.evaluation.clairvoyant import ORACLE
 from synergy_gym.evaluation.timed import decision_times as known_times
-from synergy_gym.seasons import SEASON, season_files, split_name
+from synergy_gym.seasons import SEASON, split_name
 
 ENGINE_POLICIES: tuple[str, ...] = (
     "vllm-v1",
@@ -108,10 +106,6 @@ HELD_OUT_ROUTER = (
     "paper-coder-hetero",
     "paper-sharegpt-hetero",
 )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _engine_part(scenarios: tuple[str, ...], **options: Any) -> Part:
@@ -241,14 +235,6 @@ def find_suite(name: str, season: int = SEASON) -> Suite:
         labels = ", ".join(suite.label for suite in known.values())
         raise ValueError(f"unknown suite {name!r}; choose one of {labels}")
     return known[plain]
-
-
-@cache  # files of the package
-def _archive(season: int) -> Any:
-    """What an archived season's file says of its suites and families."""
-    path = season_files(season).suites
-    assert path is not None
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _archived(entry: Mapping[str, Any], season: int) -> Suite:

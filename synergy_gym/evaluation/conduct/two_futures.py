@@ -35,7 +35,8 @@ from synergy_gym.types import (
     RequestRecords,
     TelemetrySpec,
 )
-from synergy_gym.workload.base import Content, Workload, make_workload
+from synergy_gym.workload.base import Workload, make_workload
+from synergy_gym.workload.blocks import Content
 
 Layer = Literal["engine", "router"]
 SLOS = (SLO("chat", ttft_s=0.4, tpot_s=0.05), SLO("batch", e2e_s=5.0))

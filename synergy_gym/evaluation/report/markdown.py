@@ -19,11 +19,12 @@ from synergy_gym.evaluation.board.tables import (
     decision_times,
     markdown,
 )
+from synergy_gym.evaluation.clairvoyant import ORACLE
 from synergy_gym.evaluation.coverage import coverage_text
 from synergy_gym.evaluation.interaction import (
     interaction_effect,
 )
-from synergy_gym.evaluation.jobs import ORACLE, TRACK_LAYERS, Track, pair_label
+from synergy_gym.evaluation.jobs import TRACK_LAYERS, Track, pair_label
 from synergy_gym.types import FloatArray
 
 if TYPE_CHECKING:

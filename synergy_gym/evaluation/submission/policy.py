@@ -19,10 +19,9 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from synergy_gym.evaluation.submission.source import source_problems
-from synergy_gym.policies.agent_file import load_agent, packaged_agents
+from synergy_gym.policies.agent_file import AGENT_PREFIX, load_agent, packaged_agents
 from synergy_gym.policies.base import Policy
 from synergy_gym.policies.registry import (
-    AGENT_PREFIX,
     describe,
     engine_policies,
     make_engine_policy,

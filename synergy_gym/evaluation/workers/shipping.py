@@ -13,7 +13,7 @@ from typing import Any
 
 import synergy_gym
 from synergy_gym.evaluation.jobs import Job
-from synergy_gym.policies.registry import AGENT_PREFIX
+from synergy_gym.policies.agent_file import AGENT_PREFIX
 
 FILE_SUFFIXES = (".npz", ".toml", ".py")
 """Files that a policy or a scenario can be."""
