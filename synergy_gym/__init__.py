@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as _gymnasium
 
+from synergy_gym import moved as _moved
+
 __version__ = "0.1.0"
 
 _root = _Path(__file__).resolve().parent.parent
@@ -129,4 +131,5 @@ def _register() -> None:
                 )
 
 
+_moved.install()
 _register()
