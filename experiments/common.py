@@ -1,7 +1,7 @@
 """What the experiment scripts share: options, episodes in worker processes, files, figures.
 
-Scripts run as `python experiments/NAME.py`, which puts this folder on the import path. Results
-go to `results/NAME/`: CSV with six significant digits, PNG, and a manifest of what made them.
+Scripts run as `python -m experiments.GROUP.NAME` from the root of the repository. Results go to
+`results/NAME/`: CSV with six significant digits, PNG, and a manifest of what made them.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
 
 def command_line() -> str:
     """The command as it was typed, with the script relative to the repository."""
-    script = Path(sys.argv[0]).name
-    return shlex.join(["python", f"experiments/{script}", *sys.argv[1:]])
+    script = Path(sys.argv[0]).resolve().relative_to(RESULTS.parents[1]).with_suffix("")
+    return shlex.join(["python", "-m", ".".join(script.parts), *sys.argv[1:]])
 
 
 def play(

@@ -1,6 +1,6 @@
 """Documented import paths of modules that have moved keep working.
 
-    import synergy_gym.envs.action_wrappers      # is synergy_gym.envs.wrappers.actions
+import synergy_gym.envs.action_wrappers      # is synergy_gym.envs.wrappers.actions
 """
 
 from __future__ import annotations

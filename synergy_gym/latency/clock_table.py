@@ -5,7 +5,7 @@ formula. Here no formula holds: layers are interpolated between measured token c
 between measured batches and contexts, and the sum is multiplied by 1 + r(S, C), a piecewise linear
 field over tokens and context whose knots are drawn from the relative errors that the clocks make
 on measured deployments that they were not fitted to (`held_out_errors.csv`, made by
-experiments/validate_clocks.py). Several draws are several such worlds.
+experiments/clocks/validate_clocks.py). Several draws are several such worlds.
 """
 
 from __future__ import annotations

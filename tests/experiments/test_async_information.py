@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import async_information as experiment
 import numpy as np
 import pandas as pd
 import pytest
-from async_simulator import EXACT, VLLM, AsyncSimulator, Information
 
+from experiments.clocks import async_information as experiment
+from experiments.clocks.async_simulator import EXACT, VLLM, AsyncSimulator, Information
 from synergy_gym.evaluation.runner import Player, evaluate
 from synergy_gym.latency.clock import StepTerms
 from synergy_gym.policies.base import EnginePolicy

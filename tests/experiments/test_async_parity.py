@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from async_simulator import VLLM, AsyncSimulator
 
+from experiments.clocks.async_simulator import VLLM, AsyncSimulator
 from synergy_gym.evaluation.runner import Player
 from synergy_gym.latency.clock import StepTerms, step_ns
 from synergy_gym.live.hosting.host import HostClock, PolicyHost

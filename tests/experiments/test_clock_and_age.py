@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import information_age as age
-import model_error as error
 import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.step_time import model_error as error
+from experiments.studies import information_age as age
 from synergy_gym.latency.clock_saturation import SaturationTerms
 from synergy_gym.policies.registry import make_engine_policy
 from synergy_gym.scenario import load_scenario

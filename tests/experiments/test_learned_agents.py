@@ -6,12 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import learned_agents as learned
-import learned_tables as tables
 import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.agents import learned_agents as learned
+from experiments.agents import learned_tables as tables
 from synergy_gym.scenario import load_scenario
 
 SMALL = {"horizon_s": 6.0, "warmup_s": 1.0}

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import paper_ablation
-import paper_claims
-import paper_heterogeneous
-import paper_warmup
 import pytest
-from paper_verdicts import Claim, judge
+
+from experiments.paper import ablation as paper_ablation
+from experiments.paper import claims as paper_claims
+from experiments.paper import heterogeneous as paper_heterogeneous
+from experiments.paper import warmup as paper_warmup
+from experiments.paper.verdicts import Claim, judge
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import paper_common as pc
 import pytest
 
+from experiments.paper import common as pc
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.metrics import latencies
 

@@ -15,8 +15,8 @@ from synergy_gym.scenario import load_scenario
 
 torch = pytest.importorskip("torch")
 
-import ppo_router as ppo  # noqa: E402
-import router_worlds as worlds  # noqa: E402
+from experiments.agents import ppo_router as ppo  # noqa: E402
+from experiments.studies import router_worlds as worlds  # noqa: E402
 
 TINY = ppo.Settings(
     seed=3,

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import replay_8xh100 as rx
-import replay_client as rc
-import replay_fit as rf
-import replay_rounds as ro
-import replay_runs as rr
 
+from experiments.replay import client as rc
+from experiments.replay import eight_h100 as rx
+from experiments.replay import fit as rf
+from experiments.replay import rounds as ro
+from experiments.replay import runs as rr
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.latency.kernels.engine import SYNC
 from synergy_gym.latency.profiles import load_profile

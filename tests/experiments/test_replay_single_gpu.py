@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import replay_single_gpu as sg
-from fit_step_latency import fit_clock
 
+from experiments.replay import single_gpu as sg
+from experiments.step_time.fit_step_latency import fit_clock
 from synergy_gym.latency.clock import StepTerms
 
 

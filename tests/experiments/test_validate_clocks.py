@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import clock_contrasts as contrasts
-import clock_deployments as deployments
 import numpy as np
 import pandas as pd
 import pytest
-import validate_clocks as validate
-from replay_fit import Coefficients
-from replay_runs import NO_OVERHEAD
+
+from experiments.clocks import contrasts, deployments
+from experiments.clocks import validate_clocks as validate
+from experiments.replay.fit import Coefficients
+from experiments.replay.runs import NO_OVERHEAD
 
 pytest.importorskip("aiconfigurator_core", reason="needs the extra clocks")
 

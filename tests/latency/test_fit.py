@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def fit() -> ModuleType:
-    return load_script("experiments/fit_step_latency.py")
+    return load_script("experiments/step_time/fit_step_latency.py")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,19 +11,15 @@ import pytest
 
 from synergy_gym.latency.models.online import ContextAwareModel, StepFeatures
 
-FOLDER = Path(__file__).parents[2] / "experiments"
+
+@pytest.fixture
+def experiment() -> ModuleType:
+    return importlib.import_module("experiments.step_time.model_adaptation")
 
 
 @pytest.fixture
-def experiment(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("model_adaptation")
-
-
-@pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("step_streams")
+def streams() -> ModuleType:
+    return importlib.import_module("experiments.step_time.step_streams")
 
 
 def test_steps_until_the_next_window_is_good(experiment: ModuleType) -> None:

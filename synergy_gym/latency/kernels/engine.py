@@ -1,6 +1,6 @@
 """What an engine adds to its kernels: its own work in every step, and the sampler.
 
-All figures are derived by experiments/fit_engine_overhead.py from the sources named.
+All figures are derived by experiments/step_time/fit_engine_overhead.py from the sources named.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ _H100 = Sustained(
     1.0,
     1.3,
     "between 1.10 of a single H100 (SynergySched's authors: 3,058 steps of 4,096 tokens, 104.3 ms "
-    "on average) and 1.24 of eight busy ones in a node (experiments/replay_8xh100.py)",
+    "on average) and 1.24 of eight busy ones in a node (experiments/replay/eight_h100.py)",
 )
 _H200 = Sustained(1.17, 1.0, 1.3, "the H100's chip at the same 700 W: its value, assumed")
 _A100 = Sustained(

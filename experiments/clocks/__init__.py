@@ -1,0 +1,1 @@
+"""Which clock is right, and what depends on it."""

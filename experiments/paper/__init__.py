@@ -1,0 +1,1 @@
+"""SynergySched's claims, simulated."""

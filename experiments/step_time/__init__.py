@@ -1,0 +1,1 @@
+"""Step latency: measured, fitted, learned."""
