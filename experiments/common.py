@@ -45,8 +45,9 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
 
 def command_line() -> str:
     """The command as it was typed, with the script relative to the repository."""
-    script = Path(sys.argv[0]).resolve().relative_to(RESULTS.parents[1]).with_suffix("")
-    return shlex.join(["python", "-m", ".".join(script.parts), *sys.argv[1:]])
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`
+    script = ["-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]
+    return shlex.join(["python", *script, *sys.argv[1:]])
 
 
 def play(

@@ -3,8 +3,8 @@
 An interval of nominally 95 % is honest when it holds the true value in 95 of 100 experiments. That
 can only be measured where the truth is known, so scores are drawn from distributions: normal ones,
 attainments that crowd below 100 % (Beta(8, 1.2)), and those of a suite, in which a seed shifts all
-its cells and cells differ in difficulty. `experiments/studies/interval_coverage.py` measures; what it
-found for the intervals of a ranking stands in `MEASURED`, and a test measures some of it again.
+its cells and cells differ in difficulty. `experiments/studies/interval_coverage.py` measures; what
+it found for the intervals of a ranking stands in `MEASURED`, and a test measures some of it again.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ prefill chunks and A = sum(chunk*computed + chunk*(chunk+1)/2) over prefill chun
 is an affine + KV model with the mixed-batch term that measured steps need. The floor bounds the
 linear layers alone (a small step still streams all weights, a little longer for each token);
 attention comes on top of it, as measured (experiments/step_time/fit_step_latency.py: 1.9 % held-out
-error, 4.4 % without a floor). `experts` is the time of a mixture-of-experts model's experts, a table:
-it is concave, and the best line through it is 16 to 37 % off. `per_sample` is the sampler's.
+error, 4.4 % without a floor). `experts` is the time of a mixture-of-experts model's experts, a
+table: it is concave, and the best line through it is 16 to 37 % off. `per_sample` is the sampler's.
 
 A clock vector may carry two tables, f(B) and g(S), whose product joins the affine part under
 the floor. That is how SynergySched's T(B,S) becomes the world (`latency/clock_saturation.py`).

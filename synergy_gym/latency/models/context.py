@@ -2,8 +2,9 @@
 
 SynergySched's T(B, S) knows sequences and tokens only. Measured steps also depend on the KV cache
 that they read and on decodes and prefills sharing a step
-(experiments/step_time/fit_step_latency.py); `ContextAwareModel` has those terms, predicts with an interval, and follows an engine whose speed
-changes within a few steps. `latency.rls` has the method and its sources.
+(experiments/step_time/fit_step_latency.py); `ContextAwareModel` has those terms, predicts with an
+interval, and follows an engine whose speed changes within a few steps. `latency.models.rls` has the
+method and its sources.
 """
 
 from __future__ import annotations
