@@ -21,11 +21,12 @@ from synergy_gym.envs.fixed_layers import (
     RouterPolicySpec,
 )
 from synergy_gym.envs.held import HeldDecisions
-from synergy_gym.envs.joint_spaces import LAYERS, JointActions, JointObservation, Layer
+from synergy_gym.envs.joint_spaces import LAYERS, JointActions, JointObservation
 from synergy_gym.envs.rendering import Frame
 from synergy_gym.envs.router_view import cluster_frame, read_router
 from synergy_gym.live.backend import LiveOptions, live_options
 from synergy_gym.observation import Float32Array
+from synergy_gym.policies.base import Layer
 from synergy_gym.rewards import SLO_MET, PotentialShaping, find_router_potential
 from synergy_gym.scenario import Scenario
 from synergy_gym.seasons import SEASON

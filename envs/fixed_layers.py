@@ -7,7 +7,6 @@ iteration observed once), so that an episode with the same decisions is the same
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from synergy_gym.policies import (
     EnginePolicy,
@@ -15,8 +14,10 @@ from synergy_gym.policies import (
     make_engine_policy,
     make_router_policy,
 )
+from synergy_gym.seats import EngineSeat, RouterSeat
 from synergy_gym.seeding import policy_stream
-from synergy_gym.types import SLO, DecisionRule, EngineSpec, StepReport
+from synergy_gym.simulation import Simulation
+from synergy_gym.types import SLO, DecisionRule, EngineSpec
 
 EnginePolicySpec = str | EnginePolicy | type[EnginePolicy]
 RouterPolicySpec = str | RouterPolicy | type[RouterPolicy]
@@ -42,29 +43,29 @@ class FixedEngines:
         self._given = make_engine_policy(source) if isinstance(source, str) else source
         self._engines = engines
         self._slos = slos
-        self.policies = self._fresh()
-        self._seen: list[StepReport | None] = []
+        self.seats = self._fresh()
+
+    @property
+    def policies(self) -> list[EnginePolicy]:
+        """The policies of this episode."""
+        return [seat.policy for seat in self.seats]
 
     def reset(self, seed: int) -> list[DecisionRule | None]:
         """Begin the episode of this seed; returns what compiled engines can decide themselves."""
-        self.policies = self._fresh()
-        self._seen = [None] * len(self.policies)
-        for i, (policy, spec) in enumerate(zip(self.policies, self._engines, strict=True)):
-            policy.reset(policy_stream(seed, i), spec, self._slos)
-        return [policy.rule() for policy in self.policies]
+        self.seats = self._fresh()
+        for i, (seat, spec) in enumerate(zip(self.seats, self._engines, strict=True)):
+            seat.reset(policy_stream(seed, i), spec, self._slos)
+        return [seat.rule() for seat in self.seats]
 
-    def answer(self, simulator: Any) -> None:
+    def answer(self, simulation: Simulation) -> None:
         """Decide at a BATCH point."""
-        engine = simulator.point_engine
-        policy, view = self.policies[engine], simulator.engine_view(engine)
-        step = view.last_step
-        if step is not None and step != self._seen[engine]:
-            policy.observe(step)
-            self._seen[engine] = step
-        simulator.batch(policy.decide(view))
+        self.seats[simulation.point_engine].answer(simulation)
 
-    def _fresh(self) -> list[EnginePolicy]:
-        return [copy.deepcopy(make_engine_policy(self._given)) for _ in self._engines]
+    def _fresh(self) -> list[EngineSeat]:
+        return [
+            EngineSeat(copy.deepcopy(make_engine_policy(self._given)), index)
+            for index in range(len(self._engines))
+        ]
 
 
 class FixedRouter:
@@ -87,28 +88,20 @@ class FixedRouter:
         self._given = make_router_policy(source) if isinstance(source, str) else source
         self._engines = engines
         self._slos = slos
-        self._policy = self._fresh()
-        self._rng = policy_stream(0)
+        self._seat = self._fresh()
 
     def reset(self, seed: int) -> None:
         """Begin the episode of this seed."""
-        self._policy = self._fresh()
-        self._rng = policy_stream(seed)
-        self._policy.reset(self._rng, self._engines, self._slos)
+        self._seat = self._fresh()
+        self._seat.reset(policy_stream(seed), self._engines, self._slos)
 
-    def choose(self, simulator: Any) -> int:
+    def choose(self, simulation: Simulation) -> int:
         """The engine for the request of a ROUTE point."""
-        policy = self._policy
-        if type(policy).observe is not RouterPolicy.observe:
-            for completion in simulator.completions():
-                policy.observe(completion)
-        information = frozenset(policy.information)
-        cluster = simulator.cluster_view(self._rng, information)
-        return policy.route(simulator.request_view(), cluster)
+        return self._seat.choose(simulation)
 
-    def answer(self, simulator: Any) -> None:
+    def answer(self, simulation: Simulation) -> None:
         """Decide at a ROUTE point."""
-        simulator.route(self.choose(simulator))
+        self._seat.answer(simulation)
 
-    def _fresh(self) -> RouterPolicy:
-        return copy.deepcopy(make_router_policy(self._given))
+    def _fresh(self) -> RouterSeat:
+        return RouterSeat(copy.deepcopy(make_router_policy(self._given)))

@@ -7,7 +7,7 @@ other's own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -19,9 +19,9 @@ from synergy_gym.envs.compiled.engine import engine_control
 from synergy_gym.envs.decisions import EngineActions
 from synergy_gym.features import EngineFeatures, RouterFeatures
 from synergy_gym.observation import Float32Array, Group, ObservationLayout, Slot
+from synergy_gym.policies.base import Layer
 from synergy_gym.types import SLO, BoolArray, EngineSpec, IntArray
 
-Layer = Literal["router", "engine"]
 LAYERS: tuple[Layer, ...] = ("router", "engine")
 LAYER_GROUP = Group("layer", (Slot("engine", "flag(an engine decides, not the router)"),))
 

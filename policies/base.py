@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ _BEYOND = (
     "synergy_gym.policies.registry",
 )
 """They find, build and keep policies, and decide nothing."""
+Layer = Literal["engine", "router"]
+"""Whose decisions a policy takes."""
 SOURCE_VARIABLE = "__policy_source__"
 """Where a module that was made from a policy's file keeps the bytes that it was made from."""
 

@@ -212,13 +212,13 @@ class Normaliser:
         return np.clip((wide - self.mean) / self.scale, -self.clip, self.clip)
 
 
-Layer = tuple[FloatArray, FloatArray]
+Weights = tuple[FloatArray, FloatArray]
 
 
 class Dense:
     """Dense layers with an activation between them; the last axis of the input is theirs."""
 
-    def __init__(self, layers: list[Layer], activate: Activation) -> None:
+    def __init__(self, layers: list[Weights], activate: Activation) -> None:
         self.layers, self.activate = layers, activate
         self.inputs: int = layers[0][0].shape[1]
         self.outputs: int = len(layers[-1][1])
@@ -232,7 +232,7 @@ class Dense:
         return result
 
 
-def layers(agent: Agent, prefix: str, *, linked: bool = True) -> list[Layer]:
+def layers(agent: Agent, prefix: str, *, linked: bool = True) -> list[Weights]:
     """The (weight, bias) pairs `{prefix}w0`, `{prefix}b0`, ... of an agent, as float64.
 
     Args:
@@ -243,7 +243,7 @@ def layers(agent: Agent, prefix: str, *, linked: bool = True) -> list[Layer]:
     Raises:
         AgentError: there is none, or shapes do not fit.
     """
-    found: list[Layer] = []
+    found: list[Weights] = []
     while f"{prefix}w{len(found)}" in agent.arrays:
         i = len(found)
         weight, bias = agent.arrays[f"{prefix}w{i}"], agent.arrays.get(f"{prefix}b{i}")

@@ -26,12 +26,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, Literal, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from synergy_gym.policies.agent_file import AGENT_PREFIX, packaged_agents
 from synergy_gym.policies.base import (
     SOURCE_VARIABLE,
     EnginePolicy,
+    Layer,
     Policy,
     RouterPolicy,
     default_of,
@@ -43,7 +44,6 @@ ENTRY_POINTS = "synergy_gym.policies"
 PLUG_INS_VARIABLE = "SYNERGY_GYM_PLUGINS"
 """Environment variable; "0" leaves all plug-ins out."""
 
-Kind = Literal["engine", "router"]
 P = TypeVar("P", bound=Policy)
 E = TypeVar("E", bound=type[EnginePolicy])
 R = TypeVar("R", bound=type[RouterPolicy])
@@ -65,7 +65,7 @@ class PolicyInfo:
     """
 
     name: str
-    kind: Kind
+    kind: Layer
     summary: str
     reference: str
     information: tuple[str, ...]
@@ -76,8 +76,8 @@ class PolicyInfo:
 class _Registry(Generic[P]):
     """Classes of one kind by name."""
 
-    def __init__(self, kind: Kind, base: type[P], classes: frozenset[str]) -> None:
-        self.kind: Kind = kind
+    def __init__(self, kind: Layer, base: type[P], classes: frozenset[str]) -> None:
+        self.kind: Layer = kind
         self.base = base
         self.classes = classes
         self.entries: dict[str, type[P]] = {}
@@ -295,7 +295,7 @@ def router_policies() -> list[str]:
     return _ROUTER.names()
 
 
-def describe(name: str, kind: Kind | None = None) -> PolicyInfo:
+def describe(name: str, kind: Layer | None = None) -> PolicyInfo:
     """What a registered policy or a trained agent is, reads and takes.
 
     Args:
@@ -321,7 +321,7 @@ def describe(name: str, kind: Kind | None = None) -> PolicyInfo:
     return _info(*found[0])
 
 
-def _agent_info(file: str, kind: Kind | None) -> PolicyInfo:
+def _agent_info(file: str, kind: Layer | None) -> PolicyInfo:
     from synergy_gym.policies import agent_card, agent_file
 
     agent = agent_file.load_agent(file, kind)
@@ -344,7 +344,7 @@ def _lookup(registry: _Registry[Any], name: str) -> type[Policy] | None:
         return None
 
 
-def _info(kind: Kind, cls: type[Policy]) -> PolicyInfo:
+def _info(kind: Layer, cls: type[Policy]) -> PolicyInfo:
     own = [item for item in parameter_fields(cls) if item.name != cls.family]
     defaults = {item.name: default_of(item) for item in own}
     return PolicyInfo(

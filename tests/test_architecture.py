@@ -17,12 +17,13 @@ MAPPING: dict[str, str] = PYPROJECT["tool"]["setuptools"]["package-dir"]
 # module right below `synergy_gym`. What is imported for the type checker alone does not count.
 STOREYS = (
     "arrays behaviour isolation jit_cache jit_notice jit moved seasons seeding specs strict_toml",
-    "router_table types",
+    "router_table types simulation",
     "latency metrics workload",
     "scenario_schema scenario",
     "sim",
     "observation actions features rewards",
     "policies",
+    "seats",
     "live",
     "envs",
     "evaluation",
@@ -140,6 +141,23 @@ def test_imports_point_down() -> None:
         and ORDER[i.target_room or ""] > ORDER[i.room]
     ]
     assert wrong == [], "import from rooms below"
+
+
+def test_policies_are_asked_at_their_seats_only() -> None:
+    """`policy.decide(view)` and `policy.route(request, cluster)`; a class may ask its parent."""
+    asked = []
+    for name, file in modules():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            whose, count = ast.unparse(node.func.value), len(node.args) + len(node.keywords)
+            wanted = {"decide": 1, "route": 2}.get(node.func.attr)
+            if count == wanted and whose != "super()":
+                asked.append((name, node.func.attr))
+    assert sorted(asked) == [
+        *[("synergy_gym.seats.engine", "decide")] * 2,
+        *[("synergy_gym.seats.router", "route")] * 2,
+    ]
 
 
 def test_no_circles() -> None:

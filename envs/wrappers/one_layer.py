@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 
 from synergy_gym.envs.cross_layer import CrossLayerEnv
-from synergy_gym.envs.joint_spaces import LAYERS, Layer
+from synergy_gym.envs.joint_spaces import LAYERS
+from synergy_gym.policies.base import Layer
 from synergy_gym.types import BoolArray
 
 

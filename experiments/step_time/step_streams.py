@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from synergy_gym.evaluation.runner import Player
 from synergy_gym.latency.models.online import StepFeatures, StepModel
 from synergy_gym.policies.engine.vllm_v1 import VllmV1
 from synergy_gym.policies.registry import make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.seats import play_policies
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.types import Event, FloatArray, StepReport
 
@@ -99,7 +99,7 @@ def record(world: Scenario, load: float, seed: int) -> Stream:
     sim = build_simulator(world, load=load, seed=seed, auto_route=True)
     recorder, rng = _Recorder(), np.random.default_rng(0)
     recorder.reset(rng, world.engines[0], world.slos)
-    Player(sim, [recorder], make_router_policy("round-robin"), rng).play()
+    play_policies(sim, [recorder], make_router_policy("round-robin"), rng)
     return _stream(r for r in recorder.reports if r.start_s + r.step_s <= world.horizon_s)
 
 

@@ -135,9 +135,9 @@ def _usage_error(error: Any) -> int:
 
 def _is_input_error(error: Exception) -> bool:
     """Errors whose message is written for the person at the keyboard."""
-    from synergy_gym.evaluation.runner import PolicyError
     from synergy_gym.evaluation.workers.executor import ExecutorError
     from synergy_gym.live.vllm.version import VllmUnavailableError
+    from synergy_gym.seats import PolicyError
     from synergy_gym.types import InformationError
 
     written = (ValueError, OSError, ExecutorError, PolicyError, InformationError)

@@ -178,7 +178,7 @@ def _play(
 
     results = []
     options: dict[str, Any] = {"backend": "sim" if live is None else "vllm", "live": live}
-    options |= {} if seen is None else {"simulator": seen.simulator}
+    options |= {} if seen is None else {"observers": [seen]}
     with tables.progress() as bar:
         task = bar.add_task("playing", total=len(pairs))
         for engine, router in pairs:

@@ -6,6 +6,7 @@ one carries; `synergy_gym.evaluation.leaderboard` plays whole suites.
 
 from synergy_gym.evaluation.board.rank import rank
 from synergy_gym.evaluation.capacity import calibrate_rate, find_capacity
-from synergy_gym.evaluation.runner import PolicyError, Result, evaluate
+from synergy_gym.evaluation.runner import Result, evaluate
+from synergy_gym.seats import PolicyError
 
 __all__ = ["PolicyError", "Result", "calibrate_rate", "evaluate", "find_capacity", "rank"]

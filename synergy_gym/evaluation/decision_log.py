@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.sim.simulator import Simulator
+from synergy_gym.seats import Observer
+from synergy_gym.simulation import Simulation
 from synergy_gym.types import BatchDecision, DecisionRule, IntArray
 
 FORMAT = 1
@@ -91,30 +92,28 @@ class DecisionLog:
         return [engine.rule for engine in self.engines]
 
 
-class RecordingSimulator(Simulator):
-    """A simulator that keeps the decisions that it is given.
+class Recording(Observer):
+    """Keeps the decisions of an episode; engines may follow a rule, which is kept instead.
 
     Args:
         log: where they go; empty.
-        episode: the arguments of `Simulator`.
     """
 
-    def __init__(self, log: DecisionLog, **episode: Any) -> None:
-        super().__init__(**episode)
+    asks_router = True
+
+    def __init__(self, log: DecisionLog) -> None:
         self._log = log
-        rules = episode["rules"] or [None] * len(self.engines)
-        log.engines[:] = [EngineLog(rule) for rule in rules]
 
-    def route(self, engine: int) -> None:
-        """As `Simulator.route`."""
-        super().route(engine)
-        self._log.routes.append(int(engine))
+    def began(self, sim: Simulation, rules: Sequence[DecisionRule | None]) -> None:
+        """Note the rules."""
+        self._log.engines[:] = [EngineLog(rule) for rule in rules]
 
-    def batch(self, decision: BatchDecision) -> None:
-        """As `Simulator.batch`."""
-        index = self.point_engine
-        super().batch(decision)
-        self._log.engines[index].add(decision)
+    def after(self, sim: Simulation, engine: int | None, answer: Any) -> None:
+        """Note a decision."""
+        if engine is None:
+            self._log.routes.append(int(answer))
+        else:
+            self._log.engines[engine].add(answer)
 
 
 class Replay:

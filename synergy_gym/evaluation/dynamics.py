@@ -44,7 +44,7 @@ DATA: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
 """Data files by part, as a package and a pattern; scenarios count in the rows' own hashes."""
 BOUNDARY = (
     "synergy_gym.behaviour",
-    "synergy_gym.evaluation.decision_times",
+    "synergy_gym.seats.times",
     "synergy_gym.evaluation.manifest",
     "synergy_gym.jit_cache",
     "synergy_gym.jit_notice",

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 
 from synergy_gym.evaluation.clairvoyant import ORACLE, clairvoyant_pair
-from synergy_gym.evaluation.decision_log import DecisionLog, RecordingSimulator, packed
+from synergy_gym.evaluation.decision_log import DecisionLog, Recording, packed
 from synergy_gym.evaluation.runner import (
     EnginePolicySpec,
     Result,
     RouterPolicySpec,
     evaluate,
 )
-from synergy_gym.evaluation.timed import Charge, ChargedSimulator
+from synergy_gym.evaluation.timed import Charge, Charging
 from synergy_gym.metrics import latencies, scored, select
 from synergy_gym.scenario import Scenario, load_scenario, windowed
 from synergy_gym.seasons import SEASON
+from synergy_gym.seats import Observer
 
 Track = Literal["engine", "router", "joint"]
 """Which layer competes; on the joint track pairs of an engine and a router policy do."""
@@ -174,7 +174,7 @@ def run_job(job: Job) -> JobResult:
     log = DecisionLog() if job.record else None
     world = job.world()
     players = _players(job, world)
-    result = evaluate(world, *players, job.load, job.seed, simulator=job_simulator(job, log))
+    result = evaluate(world, *players, job.load, job.seed, observers=job_observers(job, log))
     decisions = None if log is None else packed(log, job.key)
     key = dict(zip(KEY_COLUMNS, job.key, strict=True))
     return JobResult(
@@ -195,11 +195,10 @@ def _players(job: Job, world: Scenario) -> tuple[EnginePolicySpec, RouterPolicyS
     return clairvoyant_pair(world, *given, job.load, job.seed)
 
 
-def job_simulator(job: Job, log: DecisionLog | None = None) -> Callable[..., Any] | None:
-    """What makes a job's simulator; `None`: the plain one. `log` gets the decisions."""
-    if job.charge is not None:
-        return partial(ChargedSimulator, job.charge, log or DecisionLog())
-    return None if log is None else partial(RecordingSimulator, log)
+def job_observers(job: Job, log: DecisionLog | None = None) -> list[Observer]:
+    """Who looks on: what decisions cost is charged, and `log` gets them."""
+    charging = [] if job.charge is None else [Charging(job.charge)]
+    return [*charging, *([] if log is None else [Recording(log)])]
 
 
 def episode_row(result: Result) -> dict[str, Any]:

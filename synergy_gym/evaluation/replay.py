@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from synergy_gym.evaluation.decision_log import DecisionLog, DecisionLogError, Replay
-from synergy_gym.evaluation.jobs import Job, episode_row, job_simulator
-from synergy_gym.evaluation.runner import episode_result
+from synergy_gym.evaluation.jobs import Job, episode_row, job_observers
+from synergy_gym.evaluation.runner import episode_result, observed_simulator
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.points import BATCH, DONE
 from synergy_gym.sim.simulator import Simulator
+from synergy_gym.simulation import Simulation
 
 
 def replayed_row(job: Job, log: DecisionLog) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def replayed_row(job: Job, log: DecisionLog) -> dict[str, Any]:
         raise DecisionLogError(
             f"decisions of {len(log.engines)} engines, but {job.scenario} has {len(world.engines)}"
         )
+    observers = job_observers(job)
     sim = build_simulator(
         world,
         load=job.load,
@@ -33,14 +35,14 @@ def replayed_row(job: Job, log: DecisionLog) -> dict[str, Any]:
         rules=log.rules,
         auto_route=len(world.engines) == 1,
         record_itl=True,
-        cls=job_simulator(job) or Simulator,
+        cls=observed_simulator(Simulator, observers),
     )
     _play(sim, Replay(log))
     manifest = {"scenario_hash": world.hash()}
-    return episode_row(episode_result(world, sim, {}, manifest, itl=True))
+    return episode_row(episode_result(world, sim, {}, manifest, True, observers))
 
 
-def _play(sim: Any, replay: Replay) -> None:
+def _play(sim: Simulation, replay: Replay) -> None:
     while (point := sim.advance()) != DONE:
         try:
             if point == BATCH:

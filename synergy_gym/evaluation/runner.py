@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,27 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from synergy_gym.evaluation.decision_times import DecisionTimes
 from synergy_gym.evaluation.manifest import episode_manifest
 from synergy_gym.live.backend import REAL_TIME, LiveEpisode, LiveOptions, build_live, live_options
 from synergy_gym.live.router.rehearsal import rehearse_routing
 from synergy_gym.metrics import NO_HORIZON_NS, scored, slo_met, summarize
-from synergy_gym.policies.base import EnginePolicy, RouterPolicy, router_rule
+from synergy_gym.policies.base import EnginePolicy, RouterPolicy
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario, windowed
+from synergy_gym.seats import DecisionTimes, EngineSeat, Observer, RouterSeat, play
+from synergy_gym.seats.errors import raised
 from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.build import build_simulator
-from synergy_gym.sim.points import BATCH, DONE
+from synergy_gym.sim.readiness import simulator_for
+from synergy_gym.simulation import Simulation
 from synergy_gym.types import (
     NS_PER_S,
     SLO,
-    BatchDecision,
     FloatArray,
     InformationError,
     IntArray,
     Outcome,
     RequestRecords,
-    StepReport,
 )
 from synergy_gym.workload.base import Workload
 
@@ -46,10 +47,6 @@ ScenarioSpec = str | Path | Scenario
 
 OUTCOME_NAMES = {Outcome.REJECTED: "too_long"}
 """How `Result.requests` names an outcome that is not its own name in lower case."""
-
-
-class PolicyError(RuntimeError):
-    """A policy failed at a decision point, or answered it with what is not allowed there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,111 +122,13 @@ def _seconds(times_ns: IntArray) -> FloatArray:
     return np.where(times_ns < 0, np.nan, times_ns / NS_PER_S)
 
 
-class Player:
-    """Answers every decision point of a simulator with the policies' decisions.
-
-    Args:
-        sim: a simulator at its beginning.
-        engines: one reset policy per engine; those whose rule the simulator plays by
-            itself are never asked.
-        router: the reset router policy; unused when arrivals are routed automatically.
-        rng: the router policy's generator.
-    """
-
-    def __init__(
-        self, sim: Any, engines: list[EnginePolicy], router: RouterPolicy, rng: np.random.Generator
-    ) -> None:
-        self.sim = sim
-        self.engines = engines
-        self.router = router
-        self.rng = rng
-        self.information = frozenset(router.information)
-        self.times = {"engine": DecisionTimes(), "router": DecisionTimes()}
-        self._seen: list[StepReport | None] = [None] * len(engines)
-        # Views of completions cost time, and most routers do not look at them.
-        self._observes = type(router).observe is not RouterPolicy.observe
-
-    def play(self) -> None:
-        """Run the episode to its end.
-
-        Raises:
-            PolicyError: a decision is not allowed; names policy, time and value.
-        """
-        while (point := self.sim.advance()) != DONE:
-            if point == BATCH:
-                self._batch(self.sim.point_engine)
-            else:
-                self._route()
-
-    def _batch(self, engine: int) -> None:
-        policy = self.engines[engine]
-        view = self.sim.engine_view(engine)
-        step = view.last_step
-        times = self.times["engine"]
-        began = times.begin()
-        try:
-            if step is not None and step != self._seen[engine]:
-                policy.observe(step)
-            decision = policy.decide(view)
-        except InformationError as error:
-            error.add_note(self._where(policy, engine))
-            raise
-        except Exception as error:
-            raise _raised(self._where(policy, engine), error) from error
-        times.end(began)
-        self._seen[engine] = step
-        if not isinstance(decision, BatchDecision):
-            where = self._where(policy, engine)
-            raise PolicyError(f"{where}: returned {decision!r}; return a BatchDecision")
-        try:
-            self.sim.batch(decision)
-        except (ValueError, TypeError) as error:
-            where = self._where(policy, engine)
-            raise PolicyError(f"{where}: {error} (decision: {decision})") from error
-
-    def _route(self) -> None:
-        policy = self.router
-        completions = self.sim.completions() if self._observes else ()
-        request = self.sim.request_view()
-        cluster = self.sim.cluster_view(self.rng, self.information)
-        times = self.times["router"]
-        began = times.begin()
-        try:
-            for completion in completions:
-                policy.observe(completion)
-            target = policy.route(request, cluster)
-        except InformationError as error:
-            error.add_note(self._where(policy))
-            raise
-        except Exception as error:
-            raise _raised(self._where(policy), error) from error
-        times.end(began)
-        if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
-            where = self._where(policy)
-            raise PolicyError(f"{where}: returned {target!r}; return the engine's index, an int")
-        try:
-            self.sim.route(int(target))
-        except (ValueError, TypeError) as error:
-            raise PolicyError(f"{self._where(policy)}: engine {int(target)}: {error}") from error
-
-    def _where(self, policy: EnginePolicy | RouterPolicy, engine: int | None = None) -> str:
-        layer = "router policy" if engine is None else "engine policy"
-        on = "" if engine is None else f" (engine {engine})"
-        return f"{layer} {policy.label!r}{on} at {self.sim.now_ns / NS_PER_S:.6f} s"
-
-
-def _raised(where: str, error: Exception) -> PolicyError:
-    text = f"{type(error).__name__}: {error}"
-    return PolicyError(f"{where}: raised {text}; correct the policy")
-
-
-def _reset(policy: EnginePolicy | RouterPolicy, *arguments: Any) -> None:
+def _reset(seat: EngineSeat | RouterSeat, *given: Any) -> None:
     try:
-        policy.reset(*arguments)
+        seat.reset(*given)
     except (ValueError, InformationError):  # made for the user
         raise
     except Exception as error:
-        raise _raised(f"policy {policy.label!r} in reset", error) from error
+        raise raised(f"policy {seat.policy.label!r} in reset", error) from error
 
 
 def _copies(*given: Any) -> tuple[Any, ...]:
@@ -255,15 +154,16 @@ def trace_window(scenario: Scenario, workload: Workload) -> Scenario:
     return replace(scenario, horizon_s=float(seconds), warmup_s=0.0)
 
 
-def _fresh_engine_policies(
-    spec: EnginePolicySpec, world: Scenario, seed: int
-) -> list[EnginePolicy]:
-    policies = []
+def _engine_seats(
+    spec: EnginePolicySpec, world: Scenario, seed: int, observers: Sequence[Observer]
+) -> list[EngineSeat]:
+    times, seats = DecisionTimes(), []
     for index, engine in enumerate(world.engines):
         policy = copy.deepcopy(make_engine_policy(spec))
-        _reset(policy, policy_stream(seed, index), *_copies(engine, world.slos))
-        policies.append(policy)
-    return policies
+        seat = EngineSeat(policy, index, observers, times)
+        _reset(seat, policy_stream(seed, index), *_copies(engine, world.slos))
+        seats.append(seat)
+    return seats
 
 
 def evaluate(
@@ -278,6 +178,7 @@ def evaluate(
     horizon_s: float | None = None,
     record_itl: bool = True,
     simulator: Any = None,
+    observers: Sequence[Observer] = (),
     backend: str = "sim",
     live: LiveOptions | None = None,
 ) -> Result:
@@ -295,6 +196,7 @@ def evaluate(
         horizon_s: end of arrivals and of the scored window, instead of the scenario's.
         record_itl: collect inter-token gaps, which adds the `itl_*` figures.
         simulator: simulator class; by default the compiled one (`sim.readiness`).
+        observers: who is told of every decision (`synergy_gym.seats`).
         backend: "sim" (simulated), or "vllm": real engines with the scenario's limits.
         live: how real engines are started, reached and timed; the manifest records it.
 
@@ -311,27 +213,44 @@ def evaluate(
     router = copy.deepcopy(make_router_policy(router_policy))
     asked = make_engine_policy(engine_policy)
     manifest = episode_manifest(world, asked, router, load, seed, workload)
-    engines = _fresh_engine_policies(engine_policy, world, seed)
-    _reset(router, rng, *_copies(tuple(world.engines), tuple(world.slos)))
+    engines = _engine_seats(engine_policy, world, seed, observers)
+    seat = RouterSeat(router, observers)
+    _reset(seat, rng, *_copies(tuple(world.engines), tuple(world.slos)))
     options = _prepared(_backend(backend, live), router, world)
-    began, rules = time.perf_counter(), [policy.rule() for policy in engines]
+    began, rules = time.perf_counter(), [engine.rule() for engine in engines]
     episode = {"scenario": world, "load": load, "seed": seed, "workload": workload, "rules": rules}
     episode |= {"auto_route": len(engines) == 1, "record_itl": record_itl}
     if simulator is options is None:  # who gives a simulator wants to see the routes
-        episode |= _ruled(router, rng, len(engines))
-    sim = _built(options, engine_policy, simulator, episode)
-    built, player = time.perf_counter(), Player(sim, engines, router, rng)
+        episode |= _ruled(seat, len(engines))
+    sim = _built(options, engine_policy, observed_simulator(simulator, observers), episode)
+    for observer in observers:
+        observer.began(sim, rules)
+    built = time.perf_counter()
     with closing(sim) if hasattr(sim, "close") else nullcontext():
-        player.play()
-        timings = _timings(player, built - began, time.perf_counter() - built, rules)
+        play(sim, engines, seat)
+        times = {"engine": engines[0].times, "router": seat.times}
+        timings = _timings(times, built - began, time.perf_counter() - built, rules)
         manifest |= {} if options is None else {"live": sim.live_report()}
-    return episode_result(world, sim, timings, manifest, record_itl)
+    return episode_result(world, sim, timings, manifest, record_itl, observers)
 
 
-def _ruled(router: RouterPolicy, rng: np.random.Generator, engines: int) -> dict[str, Any]:
+def _ruled(router: RouterSeat, engines: int) -> dict[str, Any]:
     """A router that the simulator can play by itself, as its argument."""
-    rule = router_rule(router) if engines > 1 else None
-    return {} if rule is None else {"router": (rule, rng)}
+    rule = router.rule() if engines > 1 else None
+    return {} if rule is None else {"router": (rule, router.rng)}
+
+
+def observed_simulator(cls: Any, observers: Sequence[Observer]) -> Any:
+    """What makes a simulator from arguments that observers have seen."""
+    if not observers:
+        return cls
+
+    def made(**episode: Any) -> Any:
+        for observer in observers:
+            episode = observer.prepared(episode)
+        return (cls or simulator_for(episode["workload"]))(**episode)
+
+    return made
 
 
 def _backend(backend: str, live: LiveOptions | None) -> LiveOptions | None:
@@ -356,21 +275,30 @@ def _built(options: LiveOptions | None, policy: Any, cls: Any, episode: dict[str
     return build_simulator(**episode, cls=cls)
 
 
-def _timings(player: Player, build_s: float, play_s: float, rules: list[Any]) -> dict[str, float]:
+def _timings(
+    times: dict[str, DecisionTimes], build_s: float, play_s: float, rules: list[Any]
+) -> dict[str, float]:
     timings: dict[str, float] = {"build_s": build_s, "play_s": play_s}
     timings["compiled_engines"] = sum(rule is not None for rule in rules)
-    for layer, times in player.times.items():
-        timings[f"{layer}_decisions"] = times.decisions
-        timings[f"{layer}_decision_mean_us"] = times.mean_us()
-        timings[f"{layer}_decision_p99_us"] = times.quantile_us(0.99)
+    for layer, taken in times.items():
+        timings[f"{layer}_decisions"] = taken.decisions
+        timings[f"{layer}_decision_mean_us"] = taken.mean_us()
+        timings[f"{layer}_decision_p99_us"] = taken.quantile_us(0.99)
     return timings
 
 
 def episode_result(
-    world: Scenario, sim: Any, timings: dict[str, float], manifest: dict[str, Any], itl: bool
+    world: Scenario,
+    sim: Simulation,
+    timings: dict[str, float],
+    manifest: dict[str, Any],
+    itl: bool,
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Score what a simulator has played; `itl` adds the inter-token gaps that it kept."""
-    records: RequestRecords = sim.records()
+    records = sim.records()
+    for observer in observers:
+        records = observer.scored(records)
     slos = tuple(world.slos)
     window = (round(world.warmup_s * NS_PER_S), round(world.horizon_s * NS_PER_S))
     window = (window[0], min(window[1], NO_HORIZON_NS))

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from synergy_gym.arrays import FS_PER_MS
-from synergy_gym.evaluation.decision_log import DecisionLog, RecordingSimulator
 from synergy_gym.latency.clock import FLOOR_NS
+from synergy_gym.seats import Observer
 from synergy_gym.types import NS_PER_S, RequestRecords
 
 DECISION_TIMES = Path(__file__).with_name("decision_times.csv")
@@ -58,22 +58,26 @@ class Charge:
         return round(self.router_s * NS_PER_S)
 
 
-class ChargedSimulator(RecordingSimulator):
-    """A simulator in which decisions take time.
+class Charging(Observer):
+    """Makes decisions take time.
 
     Args:
         charge: what they cost.
-        log: where decisions go; empty.
-        episode: the arguments of `Simulator`.
     """
 
-    def __init__(self, charge: Charge, log: DecisionLog, **episode: Any) -> None:
-        self._late_ns = 0 if episode.get("auto_route") else charge.router_ns
-        super().__init__(log, **_charged(episode, charge.engine_s, self._late_ns))
+    asks_router = True
 
-    def records(self) -> RequestRecords:
-        """As `Simulator.records`; requests arrive when they were sent."""
-        records = super().records()
+    def __init__(self, charge: Charge) -> None:
+        self.charge = charge
+        self._late_ns = 0
+
+    def prepared(self, episode: dict[str, Any]) -> dict[str, Any]:
+        """Steps are longer, and requests come later to the engines."""
+        self._late_ns = 0 if episode.get("auto_route") else self.charge.router_ns
+        return _charged(episode, self.charge.engine_s, self._late_ns)
+
+    def scored(self, records: RequestRecords) -> RequestRecords:
+        """Requests arrive when they were sent."""
         return replace(records, arrival_ns=records.arrival_ns - self._late_ns)
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from synergy_gym.scenario import Scenario
-from synergy_gym.sim.simulator import Simulator
-from synergy_gym.types import NS_PER_S, BatchDecision, EngineStateField, Outcome, StepReport
+from synergy_gym.seats import Observer
+from synergy_gym.simulation import Simulation
+from synergy_gym.types import NS_PER_S, DecisionRule, EngineStateField, Outcome, StepReport
 
 NS_PER_US = 1_000
 ROUTER_PID = 1
@@ -53,59 +54,49 @@ class Choice(NamedTuple):
 
 
 @dataclass
-class Timeline:
+class Timeline(Observer):
     """What one episode did, filled in while it is played.
 
-    Make it, pass `simulator` to `evaluate(simulator=...)`, then `write_timeline`.
+    Make it, give it to `evaluate(observers=[...])`, then `write_timeline`. Policies are asked in
+    Python before every iteration, also those with a rule; decisions and log hash are the same.
     """
+
+    asks_engines = True
+    asks_router = True
 
     steps: list[StepReport] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
-    sim: Watched | None = None
+    sim: Simulation | None = None
 
-    def simulator(self, **episode: Any) -> Watched:
-        """The simulator that fills this timeline in.
+    def began(self, sim: Simulation, rules: Sequence[DecisionRule | None]) -> None:
+        """Begin with an episode of engines without rules."""
+        self.sim = sim
+        self._last_s = [-1.0] * len(rules)
 
-        Rules are left to the policies, so that it stops before every iteration; the decisions,
-        hence the episode's log hash, are the same.
-        """
-        engines = len(episode["engines"])
-        self.sim = Watched(self, **{**episode, "rules": [None] * engines})
-        return self.sim
-
-
-class Watched(Simulator):
-    """A simulator that tells a timeline what happens at its decision points."""
-
-    def __init__(self, timeline: Timeline, **episode: Any) -> None:
-        super().__init__(**episode)
-        self.timeline = timeline
-        self._told = [-1.0] * len(self.engines)
-
-    def route(self, engine: int) -> None:
-        """Route the request, and note where."""
-        attempt = self.request_view().attempt
-        choice = Choice(self.now_ns, self.point_request, int(engine), attempt)
-        super().route(engine)
-        self.timeline.choices.append(choice)
-
-    def batch(self, decision: BatchDecision) -> None:
-        """Take the decision; note the last iteration, and what the engine holds."""
-        engine = self.point_engine
-        self.note_step(engine)
-        state = self.engine_state(engine).tolist()
+    def before(self, sim: Simulation, engine: int | None, answer: Any) -> None:
+        """Note where a request goes; note the last iteration, and what the engine holds."""
+        if engine is None:
+            attempt = sim.request_view().attempt
+            self.choices.append(Choice(sim.now_ns, sim.point_request, int(answer), attempt))
+            return
+        self.note_step(sim, engine)
+        state = sim.engine_view(engine).state.tolist()
         used = state[EngineStateField.KV_TOTAL_BLOCKS] - state[EngineStateField.KV_FREE_BLOCKS]
         running, waiting = state[EngineStateField.RUNNING], state[EngineStateField.WAITING]
-        self.timeline.held.append(Held(self.now_ns, engine, running, waiting, used))
-        super().batch(decision)
+        self.held.append(Held(sim.now_ns, engine, running, waiting, used))
 
-    def note_step(self, engine: int) -> None:
-        """Note the engine's last finished iteration, unless it was noted before."""
-        step = self.last_step(engine)
-        if step is not None and step.start_s > self._told[engine]:
-            self._told[engine] = step.start_s
-            self.timeline.steps.append(step)
+    def end(self) -> None:
+        """Note the last iteration of every engine."""
+        for engine in range(len(self._last_s) if self.sim is not None else 0):
+            self.note_step(self.sim, engine)  # type: ignore[arg-type]
+
+    def note_step(self, sim: Simulation, engine: int) -> None:
+        """Note an engine's last finished iteration, unless it was noted before."""
+        step = sim.last_step(engine)
+        if step is not None and step.start_s > self._last_s[engine]:
+            self._last_s[engine] = step.start_s
+            self.steps.append(step)
 
 
 def write_timeline(path: Path, timeline: Timeline, scenario: Scenario, title: str) -> None:
@@ -121,9 +112,8 @@ def write_timeline(path: Path, timeline: Timeline, scenario: Scenario, title: st
         ValueError: no episode was played with this timeline.
     """
     if timeline.sim is None:
-        raise ValueError("the timeline is empty; pass its `simulator` to `evaluate` first")
-    for engine in range(len(timeline.sim.engines)):
-        timeline.sim.note_step(engine)
+        raise ValueError("the timeline is empty; give it to `evaluate(observers=[...])` first")
+    timeline.end()
     # Stable: at one instant, a request's phases stay in their order.
     events = [*_names(scenario), *sorted(_happenings(timeline, scenario), key=itemgetter("ts"))]
     head = {"title": title, "time": "simulated, microseconds since the episode began"}

@@ -149,13 +149,14 @@ class Calibrator:
         log = StepLog(self.probe, PROBE_EVERY)
         evaluate(
             self.scenario,
-            Recorder(Explorer(), log),
+            Explorer(),
             "random",
             float(self.rng.uniform(*LOADS)),
             seed,
             horizon_s=horizon_s,
             warmup_s=0.0,
             record_itl=False,
+            observers=[Recorder(log)],
             backend="vllm",
             live=self.options,
         )

@@ -306,11 +306,12 @@ def _live(plan: Plan, world: Scenario, cell: Cell, calibrator: Calibrator) -> Ep
 def _play(plan: Plan, world: Scenario, cell: Cell, log: StepLog, options: dict[str, Any]) -> Result:
     return evaluate(
         world,
-        Recorder(make_engine_policy(cell.engine_policy), log),
+        cell.engine_policy,
         cell.router_policy,
         cell.load,
         _seed(plan, world),
         record_itl=False,
+        observers=[Recorder(log)],
         **options,
     )
 

@@ -1,16 +1,17 @@
-"""Engine policies that keep every step they see, in simulation and on real engines alike."""
+"""Every step that engine policies are told of, in simulation and on real engines alike."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from synergy_gym.policies.base import EnginePolicy
+from synergy_gym.seats import EngineSeat, Observer, RouterSeat
 from synergy_gym.types import SLO, BatchDecision, DecisionRule, EngineSpec, EngineView, StepReport
 
 Probe = Callable[[], tuple[float, int]]
@@ -52,53 +53,37 @@ class StepLog:
             self.probes.append((now_s, *self.probe()))
 
 
-class Recorder(EnginePolicy):
-    """Decides as another policy does, and logs each step that it is told of.
-
-    It has no compiled rule, so simulators stop at every decision. Manifests name the policy
-    inside.
+class Recorder(Observer):
+    """Logs each step that an engine policy is told of; simulators stop at every decision.
 
     Args:
-        policy: who decides.
-        log: where the steps go; copies of this policy share it.
+        log: where the steps go.
     """
 
-    def __init__(self, policy: EnginePolicy, log: StepLog) -> None:
-        self.policy = policy
+    asks_engines = True
+
+    def __init__(self, log: StepLog) -> None:
         self.log = log
-        self.information = policy.information  # type: ignore[misc]  # an instance's own
-        self._engine = ""
+        self._names: dict[int, str] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
-        return Recorder(copy.deepcopy(self.policy, memo), self.log)
+    def reset(
+        self, seat: EngineSeat | RouterSeat, rng: np.random.Generator, given: tuple[Any, ...]
+    ) -> np.random.Generator:
+        """Note the engine's name."""
+        if isinstance(seat, EngineSeat):
+            self._names[seat.engine] = given[0].name
+        return rng
 
-    def parameters(self) -> dict[str, Any]:
-        """Those of the policy inside."""
-        return self.policy.parameters()
+    def observed(self, seat: EngineSeat | RouterSeat, seen: Any) -> None:
+        """Log a step."""
+        if isinstance(seat, EngineSeat):
+            self.log.steps.append(RecordedStep(self._names[seat.engine], time.time(), seen))
 
-    @property
-    def label(self) -> str:
-        """That of the policy inside."""
-        return self.policy.label
-
-    def policy_hash(self) -> str:
-        """That of the policy inside."""
-        return self.policy.policy_hash()
-
-    def reset(self, rng: np.random.Generator, spec: EngineSpec, slos: tuple[SLO, ...]) -> None:
-        """Start an episode on the engine `spec.name`."""
-        self._engine = spec.name
-        self.policy.reset(rng, spec, slos)
-
-    def observe(self, step: StepReport) -> None:
-        """Log the step and pass it on."""
-        self.log.steps.append(RecordedStep(self._engine, time.time(), step))
-        self.policy.observe(step)
-
-    def decide(self, engine: EngineView) -> BatchDecision:
-        """The decision of the policy inside."""
-        self.log.deciding(engine.now_s)
-        return self.policy.decide(engine)
+    def deciding(self, seat: EngineSeat | RouterSeat, *views: Any) -> AbstractContextManager[None]:
+        """Probe the machine when it is time."""
+        if isinstance(seat, EngineSeat):
+            self.log.deciding(views[0].now_s)
+        return nullcontext()
 
 
 class Explorer(EnginePolicy):

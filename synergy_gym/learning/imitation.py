@@ -16,10 +16,10 @@ import numpy as np
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.learning.plan import TrainingPlan
 from synergy_gym.observation import Float32Array
-from synergy_gym.policies.base import EnginePolicy, RouterPolicy
 from synergy_gym.policies.learned import LearnedEngine, LearnedRouter, engine_rows
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import Scenario
+from synergy_gym.seats import EngineSeat, RouterSeat
 from synergy_gym.types import (
     SLO,
     BatchDecision,
@@ -91,7 +91,7 @@ class _EngineRecorder(LearnedEngine):
 
     def __init__(self, file: str, teacher: str, sink: _Sink, leads: bool) -> None:
         super().__init__(file)
-        self._teacher: EnginePolicy = make_engine_policy(teacher)
+        self._teacher = EngineSeat(make_engine_policy(teacher))
         self._sink, self._leads = sink, leads
 
     def reset(self, rng: np.random.Generator, spec: EngineSpec, slos: tuple[SLO, ...]) -> None:
@@ -102,7 +102,7 @@ class _EngineRecorder(LearnedEngine):
         self._teacher.observe(step)
 
     def decide(self, engine: EngineView) -> BatchDecision:
-        self._view, self._wanted = engine, self._teacher.decide(engine)
+        self._view, self._wanted = engine, self._teacher.decision(engine)
         own = super().decide(engine)
         return own if self._leads else self._wanted
 
@@ -118,7 +118,7 @@ class _RouterRecorder(LearnedRouter):
 
     def __init__(self, file: str, teacher: str, sink: _Sink, leads: bool) -> None:
         super().__init__(file)
-        self._teacher: RouterPolicy = make_router_policy(teacher)
+        self._teacher = RouterSeat(make_router_policy(teacher))
         self._sink, self._leads = sink, leads
 
     def reset(
@@ -131,7 +131,7 @@ class _RouterRecorder(LearnedRouter):
         self._teacher.observe(completion)
 
     def route(self, request: RequestView, cluster: ClusterView) -> int:
-        wanted = self._teacher.route(request, cluster)
+        wanted: int = self._teacher.choice(request, cluster)
         self._sink.add(self._features(request, cluster), wanted)
         return super().route(request, cluster) if self._leads else wanted
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.evaluation.conduct.examine import BASELINE, STAGES, Layer, Stage, Watched
+from synergy_gym.evaluation.conduct.examine import BASELINE, STAGES, Stage, Watched
 from synergy_gym.evaluation.conduct.verdict import Verdict
+from synergy_gym.policies.base import Layer
 
 SHORT = {layer: replace(stage, horizon_s=8.0, warmup_s=1.0) for layer, stage in STAGES.items()}
 """A few hundred decisions in overload, on a test seed."""

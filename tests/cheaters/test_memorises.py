@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from synergy_gym.evaluation.clairvoyant import ClairvoyantEngine, OutputOracle
-from synergy_gym.evaluation.conduct.examine import Layer, Watched, fresh_seeds
-from synergy_gym.evaluation.conduct.watch import Watch, WatchedRouter
-from synergy_gym.policies import EnginePolicy, RouterPolicy, make_router_policy
+from synergy_gym.evaluation.conduct.examine import Watched, fresh_seeds
+from synergy_gym.evaluation.conduct.watch import Watch, Watcher
+from synergy_gym.policies import EnginePolicy, RouterPolicy
+from synergy_gym.policies.base import Layer
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestView
 from tests.cheaters.judging import rejected, stage_of
@@ -55,7 +56,7 @@ def choices() -> dict[int, list[int]]:
     found = {}
     for seed in load_scenario("smoke-cluster").test_seeds:
         watch = Watch()
-        result = stage.play("router", WatchedRouter(make_router_policy("prism-plus"), watch), seed)
+        result = stage.play("router", "prism-plus", seed, [Watcher("router", watch)])
         found[int(result.records.arrival_ns[0])] = watch.tapes[0].answers
     return found
 

@@ -11,8 +11,8 @@ import pytest
 
 import synergy_gym.evaluation.runner as runner
 from synergy_gym.evaluation import evaluate
-from synergy_gym.evaluation.conduct.examine import Layer
 from synergy_gym.policies import EnginePolicy, RouterPolicy
+from synergy_gym.policies.base import Layer
 from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestView
 from tests.cheaters.judging import SHORT, rejected, watched

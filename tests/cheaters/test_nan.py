@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.evaluation.conduct.examine import Layer, examine
+from synergy_gym.evaluation.conduct.examine import examine
 from synergy_gym.policies import EnginePolicy, RouterPolicy
+from synergy_gym.policies.base import Layer
 from synergy_gym.types import BatchDecision, ClusterView, EngineAdvert, EngineView, RequestView
 from tests.cheaters.judging import rejected, watched
 

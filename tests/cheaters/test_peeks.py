@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from synergy_gym.evaluation.conduct.alone import decides_alone
-from synergy_gym.evaluation.conduct.examine import Layer
 from synergy_gym.evaluation.conduct.two_futures import two_futures
 from synergy_gym.policies import EnginePolicy, RouterPolicy
+from synergy_gym.policies.base import Layer
 from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestView
 from tests.cheaters.judging import rejected, watched

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from synergy_gym.evaluation.conduct.examine import Layer, examine
+from synergy_gym.evaluation.conduct.examine import examine
 from synergy_gym.evaluation.jobs import Job
 from synergy_gym.evaluation.workers.run import run_jobs
 from synergy_gym.policies import EnginePolicy, RouterPolicy
+from synergy_gym.policies.base import Layer
 from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestView
 from tests.cheaters.judging import rejected, watched
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from synergy_gym.evaluation.clairvoyant import ClairvoyantEngine, ClairvoyantRouter, OutputOracle
-from synergy_gym.evaluation.conduct.examine import Layer, Watched
+from synergy_gym.evaluation.conduct.examine import Watched
 from synergy_gym.evaluation.conduct.two_futures import two_futures
 from synergy_gym.policies import EnginePolicy, RouterPolicy
+from synergy_gym.policies.base import Layer
 from synergy_gym.scenario import load_scenario
 from synergy_gym.seeding import policy_stream
 from synergy_gym.types import BatchDecision, ClusterView, EngineView, RequestView

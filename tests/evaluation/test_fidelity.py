@@ -43,7 +43,6 @@ from synergy_gym.fidelity.report import write_report
 from synergy_gym.fidelity.store import EpisodeData, Store
 from synergy_gym.latency.profile_writer import write_profile
 from synergy_gym.latency.profiles import load_profile
-from synergy_gym.policies.registry import make_engine_policy
 from synergy_gym.scenario import load_scenario
 from synergy_gym.types import StepReport
 
@@ -211,24 +210,25 @@ def test_probes_become_slowdowns_of_every_engine(rng: np.random.Generator) -> No
     assert times[1] > 1.2 * times[0]
 
 
-def test_a_recorder_decides_as_the_policy_inside_and_shares_its_log() -> None:
+def test_a_recorder_changes_nothing() -> None:
     log = StepLog(lambda: (1.0, 0), probe_every=10)
     options: dict[str, Any] = {"load": 0.5, "seed": 3, "horizon_s": 2.0, "warmup_s": 0.0}
     plain = evaluate("live-chat", "static-64", **options)
-    result = evaluate("live-chat", Recorder(make_engine_policy("static-64"), log), **options)
+    result = evaluate("live-chat", "static-64", observers=[Recorder(log)], **options)
     assert result.summary == plain.summary
     assert result.manifest["engine_policy"] == plain.manifest["engine_policy"]
     assert len(log.steps) > 100
     assert {step.engine for step in log.steps} == {"cpu"}
     assert len(log.probes) == log.decisions // 10
     cluster = StepLog()
-    evaluate("live-cluster", Recorder(make_engine_policy("vllm-v1"), cluster), **options)
+    evaluate("live-cluster", "vllm-v1", observers=[Recorder(cluster)], **options)
     assert {step.engine for step in cluster.steps} == {"wide", "narrow"}
 
 
 def test_the_explorer_explores() -> None:
     log = StepLog()
-    evaluate("live-chat", Recorder(Explorer(), log), load=0.8, seed=3, horizon_s=3.0, warmup_s=0.0)
+    options: dict[str, Any] = {"load": 0.8, "seed": 3, "horizon_s": 3.0, "warmup_s": 0.0}
+    evaluate("live-chat", Explorer(), observers=[Recorder(log)], **options)
     assert len({step.report.token_budget for step in log.steps}) >= 5
 
 

@@ -17,16 +17,16 @@ from synergy_gym.evaluation.board.suites import (
     chosen_suite,
 )
 from synergy_gym.evaluation.clairvoyant import ORACLE
-from synergy_gym.evaluation.decision_log import DecisionLog
 from synergy_gym.evaluation.jobs import Job, run_job
 from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.evaluation.timed import (
     DECISION_TIMES,
     Charge,
-    ChargedSimulator,
+    Charging,
     charge_of,
     decision_times,
 )
+from synergy_gym.seats import Observer
 
 JOB = Job("s", "smoke-cluster", 1.0, 2000, "vllm-v1", "round-robin", 8.0, 1.0)
 ALONE = replace(JOB, scenario="smoke")
@@ -40,15 +40,18 @@ def charged(scenario: str, charge: Charge, load: float = 0.05) -> Any:
         seed=2000,
         horizon_s=15.0,
         warmup_s=0.0,
-        simulator=lambda **episode: ChargedSimulator(charge, DecisionLog(), **_calm(episode)),
+        observers=[Calm(), Charging(charge)],
     )
 
 
-def _calm(episode: dict[str, Any]) -> dict[str, Any]:
-    clocks = [clock.copy() for clock in episode["clocks"]]
-    for clock in clocks:
-        clock[9] = 0  # noise
-    return {**episode, "clocks": clocks}
+class Calm(Observer):
+    """Takes the noise out of steps."""
+
+    def prepared(self, episode: dict[str, Any]) -> dict[str, Any]:
+        clocks = [clock.copy() for clock in episode["clocks"]]
+        for clock in clocks:
+            clock[9] = 0
+        return {**episode, "clocks": clocks}
 
 
 def test_a_charge_of_zero_changes_nothing() -> None:

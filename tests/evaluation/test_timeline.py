@@ -34,7 +34,7 @@ def play(
     path: Path, scenario: Scenario, **options: Any
 ) -> tuple[list[TraceEvent], Result, Timeline]:
     timeline = Timeline()
-    result = evaluate(scenario, simulator=timeline.simulator, **options)
+    result = evaluate(scenario, observers=[timeline], **options)
     write_timeline(path, timeline, scenario, "a test")
     content = json.loads(path.read_text())
     assert set(content) == {"traceEvents", "displayTimeUnit", "otherData"}

@@ -13,11 +13,12 @@ import pytest
 
 from experiments.clocks import async_information as experiment
 from experiments.clocks.async_simulator import EXACT, VLLM, AsyncSimulator, Information
-from synergy_gym.evaluation.runner import Player, evaluate
+from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.latency.clock import StepTerms
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.engine.vllm_v1 import VllmV1
 from synergy_gym.policies.router.round_robin import RoundRobin
+from synergy_gym.seats import play_policies
 from synergy_gym.sim.points import BATCH, DONE
 from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import SLO, BatchDecision, EngineView, StepReport
@@ -77,7 +78,7 @@ def episode(requests: list[Request], **engine: Any) -> dict[str, Any]:
 def play(sim: Simulator, policy: EnginePolicy) -> Any:
     """Play to the end; returns the records."""
     policy.reset(np.random.default_rng(0), sim.engines[0], sim.slos)
-    Player(sim, [policy], RoundRobin(), np.random.default_rng(0)).play()
+    play_policies(sim, [policy], RoundRobin(), np.random.default_rng(0))
     sim.check()
     return sim.records()
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from experiments.clocks.async_simulator import VLLM, AsyncSimulator
-from synergy_gym.evaluation.runner import Player
 from synergy_gym.latency.clock import StepTerms, step_ns
 from synergy_gym.live.hosting.host import HostClock, PolicyHost
 from synergy_gym.live.hosting.steering import Steering
@@ -23,6 +22,7 @@ from synergy_gym.live.vllm.tiny_model import write_model
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.registry import make_engine_policy
 from synergy_gym.policies.router.round_robin import RoundRobin
+from synergy_gym.seats import play_policies
 from synergy_gym.types import SLO, BatchDecision, EngineSpec, EngineView, StepReport
 from synergy_gym.workload.base import Workload, make_workload
 from tests.live.alone import Loop, build_scheduler
@@ -212,7 +212,7 @@ def test_equal_to_vllms_asynchronous_scheduler(
             auto_route=True,
         )  # fmt: skip
         ours.reset(np.random.default_rng(0), shape, SLOS)
-        Player(sim, [ours], RoundRobin(), np.random.default_rng(0)).play()
+        play_policies(sim, [ours], RoundRobin(), np.random.default_rng(0))
         core = Core(theirs, traffic, shape, model)
         core.play()
         records = sim.records()

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.evaluation.runner import Player
 from synergy_gym.latency.clock import FLOOR_NS, FS_PER_NS, step_ns
 from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
 from synergy_gym.live.hosting.host import HostClock, HostedStep, PolicyHost
@@ -32,6 +31,7 @@ from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.policies.registry import make_engine_policy
 from synergy_gym.policies.router.round_robin import RoundRobin
 from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.seats import play_policies
 from synergy_gym.seeding import policy_stream, stream_seed
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.plain.server import LEAST_EMPTY_STEP_NS
@@ -108,7 +108,7 @@ def played(sim: Any, scenario: Scenario, policy: str, seed: int) -> list[Taken]:
             taken.append(as_taken(sim.now_ns, decision))
             sim.batch(decision)
 
-    Player(Recorded(), [deciding], RoundRobin(), policy_stream(seed)).play()
+    play_policies(Recorded(), [deciding], RoundRobin(), policy_stream(seed))
     return taken
 
 

@@ -21,7 +21,7 @@ import httpx
 import numpy as np
 import pytest
 
-from synergy_gym.evaluation.runner import Player, trace_window
+from synergy_gym.evaluation.runner import trace_window
 from synergy_gym.live.proxy.gateway import Engine, Gateway
 from synergy_gym.live.proxy.openai_request import session_number
 from synergy_gym.live.proxy.proxy import Proxy, ProxyOptions
@@ -32,6 +32,7 @@ from synergy_gym.live.vllm.prompts import Prompts
 from synergy_gym.policies.base import RouterPolicy
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy, router_policies
 from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.seats import play_policies
 from synergy_gym.seeding import policy_stream
 from synergy_gym.sim.build import build_simulator
 from synergy_gym.sim.plain.simulator import ReferenceSimulator
@@ -170,7 +171,7 @@ def record(
     servers = sim._world.servers
     recording = Recording(scenario, workload, recorded, [list(s.push.told) for s in servers])
     _watch(recording, sim)
-    Player(sim, engines, recorded, rng).play()
+    play_policies(sim, engines, recorded, rng)
     for request, view in zip(recording.routed, recorded.views, strict=True):
         recording.note(view.now_ns, Kind.ROUTE, request)
     return recording

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.evaluation.runner import Player
 from synergy_gym.live.backend import LiveEpisode, LiveOptions, build_live
 from synergy_gym.live.cluster.cluster import LiveCluster
 from synergy_gym.live.cluster.fleet_pool import FleetPool
 from synergy_gym.live.cluster.http.fleet import HttpFleet
 from synergy_gym.policies.registry import make_router_policy
 from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.seats import play_policies
 from synergy_gym.types import SLO, Outcome, RouterRow
 from synergy_gym.workload.base import Workload
 from tests.live.clusters import alive, assert_accounted, outcomes, play, traffic
@@ -67,7 +67,7 @@ def test_a_router_policy_sees_pushed_and_scraped_state(pool: FleetPool, scenario
     router = make_router_policy("prism-plus")
     rng = np.random.default_rng(0)
     router.reset(rng, tuple(scenario.engines), tuple(scenario.slos))
-    Player(cluster, [], router, rng).play()
+    play_policies(cluster, [], router, rng)
     records = cluster.records()
     assert_accounted(records)
     assert outcomes(records) == {FINISHED: 60}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from synergy_gym.policies.base import Layer
 from synergy_gym.seasons import SEASON, season_files
 
-Layer = Literal["engine", "router"]
 LAYERS: tuple[Layer, ...] = ("engine", "router")
 
 

@@ -10,10 +10,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from synergy_gym.evaluation.board.incident_library import Layer, incidents_of
+from synergy_gym.evaluation.board.incident_library import incidents_of
 from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER, Part, Suite, _archive
 from synergy_gym.evaluation.clairvoyant import ORACLE
 from synergy_gym.evaluation.timed import decision_times as known_times
+from synergy_gym.policies.base import Layer
 from synergy_gym.seasons import SEASON, split_name
 
 ENGINE_POLICIES: tuple[str, ...] = (

@@ -21,17 +21,18 @@ import numpy as np
 
 from synergy_gym.evaluation.conduct.alone import MAKERS, decides_alone
 from synergy_gym.evaluation.conduct.starvation import starvation
-from synergy_gym.evaluation.conduct.two_futures import Layer, two_futures
+from synergy_gym.evaluation.conduct.two_futures import two_futures
 from synergy_gym.evaluation.conduct.verdict import Verdict, one_line
 from synergy_gym.evaluation.conduct.watch import (
     RecordedEngine,
     RecordedRouter,
     Watch,
-    WatchedEngine,
-    WatchedRouter,
+    Watcher,
 )
-from synergy_gym.evaluation.runner import PolicyError, Result, evaluate, resolve_scenario
+from synergy_gym.evaluation.runner import Result, evaluate, resolve_scenario
+from synergy_gym.policies.base import Layer
 from synergy_gym.scenario import Scenario
+from synergy_gym.seats import Observer, PolicyError
 from synergy_gym.types import FloatArray
 
 LIMIT_S = 0.02
@@ -68,7 +69,13 @@ class Stage:
     horizon_s: float | None = None
     warmup_s: float | None = None
 
-    def play(self, layer: Layer, policy: Any, seed: int | None = None) -> Result:
+    def play(
+        self,
+        layer: Layer,
+        policy: Any,
+        seed: int | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> Result:
         """Play a policy of that layer, on this seed or another."""
         engine, router = (policy, self.other) if layer == "engine" else (self.other, policy)
         return evaluate(
@@ -79,6 +86,7 @@ class Stage:
             self.seed if seed is None else seed,
             horizon_s=self.horizon_s,
             warmup_s=self.warmup_s,
+            observers=observers,
         )
 
 
@@ -166,9 +174,8 @@ class Watched:
         self.touched = [*changed(before, surroundings(stage.scenario))]
 
     def _play(self, watch: Watch, seed: int | None = None) -> Result:
-        inner: Any = MAKERS[self.layer](self.policy)
-        cls: Any = WatchedEngine if self.layer == "engine" else WatchedRouter
-        return self.stage.play(self.layer, cls(inner, watch), seed)
+        policy: Any = MAKERS[self.layer](self.policy)
+        return self.stage.play(self.layer, policy, seed, [Watcher(self.layer, watch)])
 
     def checks(self) -> list[Callable[[], Verdict]]:
         """The checks of a finished episode, the cheapest first."""

@@ -12,17 +12,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 
 from synergy_gym.evaluation.conduct.verdict import Verdict, one_line
 from synergy_gym.latency.clock import StepTerms
 from synergy_gym.latency.models.published import AUTHORS_DEFAULT, published_advert
-from synergy_gym.policies.base import EnginePolicy, RouterPolicy
+from synergy_gym.policies.base import EnginePolicy, Layer, RouterPolicy
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
+from synergy_gym.seats import EngineSeat, Observer, RouterSeat
 from synergy_gym.sim.points import BATCH, ROUTE
 from synergy_gym.sim.simulator import Simulator
+from synergy_gym.simulation import Simulation
 from synergy_gym.types import (
     INFORMATION_CLASSES,
     NS_PER_S,
@@ -38,7 +41,6 @@ from synergy_gym.types import (
 from synergy_gym.workload.base import Workload, make_workload
 from synergy_gym.workload.blocks import Content
 
-Layer = Literal["engine", "router"]
 SLOS = (SLO("chat", ttft_s=0.4, tpot_s=0.05), SLO("batch", e2e_s=5.0))
 TELEMETRY = TelemetrySpec(
     push_delay_s=0.03, push_loss=0.2, heartbeat_interval_s=0.3, scrape_interval_s=0.4
@@ -163,6 +165,57 @@ def plain(value: object) -> object:
     return value
 
 
+Seat = EngineSeat | RouterSeat
+
+
+class Noting(Observer):
+    """Keeps what a policy sees and decides, as plain data with its time."""
+
+    asks_engines = True
+    asks_router = True
+
+    def __init__(self) -> None:
+        self.log: Log = []
+        self._seen: object = None
+        self._done: list[object] = []
+
+    def observed(self, seat: Seat, seen: Any) -> None:
+        """Keep what has left since the last choice."""
+        self._done.append(plain(seen))
+
+    def observe_all(self, sim: Simulation, rng: np.random.Generator) -> None:
+        """Note all that a router could see, whatever classes of information it declares."""
+        everything = sim.cluster_view(rng, frozenset(INFORMATION_CLASSES))
+        self._rows = plain([everything.rows, everything.session_engine])
+
+    def deciding(self, seat: Seat, *views: Any) -> AbstractContextManager[None]:
+        """Copy the views before the policy has them."""
+        if isinstance(seat, EngineSeat):
+            (view,) = views
+            self._seen = plain([view.state, view.running, view.waiting, view.last_step])
+        else:
+            self._seen = [plain(views[0]), self._done, self._rows]
+        self._done = []
+        return nullcontext()
+
+    def before(self, sim: Simulation, engine: int | None, answer: Any) -> None:
+        """Note a decision."""
+        self.log.append((int(sim.now_ns), self._seen, plain(answer)))
+
+
+class _AllSeen(RouterSeat):
+    """A router's seat whose observer notes completions and every column of the table too."""
+
+    def __init__(self, policy: RouterPolicy, noting: Noting) -> None:
+        super().__init__(policy, [noting])
+        self.looks_back, self._noting = True, noting
+
+    def choose(self, sim: Simulation) -> int:
+        """As `RouterSeat.choose`."""
+        self._noting.observe_all(sim, self.rng)
+        return super().choose(sim)
+
+
 def play_engine(policy: EnginePolicy, simulator: type, world: World, workload: Workload) -> Played:
     """Play an engine policy on the world's only engine."""
     sim = simulator(
@@ -173,19 +226,12 @@ def play_engine(policy: EnginePolicy, simulator: type, world: World, workload: W
         telemetry=TELEMETRY,
         auto_route=True,
     )
-    policy.reset(np.random.default_rng(POLICY_SEED), *copy.deepcopy((world.engines[0], SLOS)))
-    log: Log = []
-    last = None
+    noting = Noting()
+    seat = EngineSeat(policy, 0, [noting])
+    seat.reset(np.random.default_rng(POLICY_SEED), *copy.deepcopy((world.engines[0], SLOS)))
     while sim.advance() == BATCH:
-        if (step := sim.last_step(0)) is not None and step != last:
-            policy.observe(step)
-            last = step
-        view = sim.engine_view(0)
-        seen = plain([view.state, view.running, view.waiting, view.last_step])
-        decision = policy.decide(view)
-        log.append((int(sim.now_ns), seen, plain(decision)))
-        sim.batch(decision)
-    return Played(log, sim.records())
+        seat.answer(sim)
+    return Played(noting.log, sim.records())
 
 
 def play_router(policy: RouterPolicy, simulator: type, world: World, workload: Workload) -> Played:
@@ -200,22 +246,12 @@ def play_router(policy: RouterPolicy, simulator: type, world: World, workload: W
         rules=[DecisionRule(token_budget=256, cover_decodes=True) for _ in world.engines],
         adverts=[published_advert(spec) for spec in world.engines],
     )
-    rng = np.random.default_rng(POLICY_SEED)
-    policy.reset(rng, *copy.deepcopy((world.engines, SLOS)))
-    log: Log = []
+    noting = Noting()
+    seat = _AllSeen(policy, noting)
+    seat.reset(np.random.default_rng(POLICY_SEED), *copy.deepcopy((world.engines, SLOS)))
     while sim.advance() == ROUTE:
-        done = sim.completions()
-        for completion in done:
-            policy.observe(completion)
-        request, everything = (
-            sim.request_view(),
-            sim.cluster_view(rng, frozenset(INFORMATION_CLASSES)),
-        )
-        seen = plain([request, done, everything.rows, everything.session_engine])
-        choice = policy.route(request, sim.cluster_view(rng, frozenset(policy.information)))
-        log.append((int(sim.now_ns), seen, choice))
-        sim.route(choice)
-    return Played(log, sim.records())
+        seat.answer(sim)
+    return Played(noting.log, sim.records())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Policies under observation: what they saw and decided, how long it took, what they wrote to.
 
-A watched policy decides what the policy inside it decides. Every view is copied before the policy
-gets it, so its tape can be played to another copy elsewhere (`answers`).
+Every view is copied before a policy gets it, so its tape can be played to another copy elsewhere
+(`answers`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any, Self
 import numpy as np
 
 from synergy_gym.evaluation.conduct.two_futures import plain
-from synergy_gym.policies.base import EnginePolicy, RouterPolicy
+from synergy_gym.policies.base import EnginePolicy, Layer, RouterPolicy
+from synergy_gym.seats import EngineSeat, Observer, RouterSeat
 from synergy_gym.types import (
     BatchDecision,
     ClusterView,
@@ -134,87 +135,86 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-class _Watched:
-    """What watched policies of both layers have in common.
+Seat = EngineSeat | RouterSeat
+
+
+class Watcher(Observer):
+    """Watches every seat of an episode; Python decides, also where a policy has a rule.
 
     Args:
-        inner: the policy.
-        watch: shared by the copies that `evaluate` makes.
+        layer: whose policy is watched.
+        watch: where tapes go.
     """
 
-    def __init__(self, inner: Any, watch: Watch) -> None:
-        self.inner = inner
+    def __init__(self, layer: Layer, watch: Watch) -> None:
         self.watch = watch
-        self.information = inner.information
-        self._tape = Tape()
+        self._watched = EngineSeat if layer == "engine" else RouterSeat
+        self.asks_engines = layer == "engine"
+        self.asks_router = layer == "router"
+        self._tapes: dict[int, tuple[Tape, np.random.Generator]] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy of the policy under the same watch."""
-        return type(self)(copy.deepcopy(self.inner), self.watch)
-
-    @property
-    def label(self) -> str:
-        """The policy's."""
-        return str(self.inner.label)
-
-    def reset(self, rng: np.random.Generator, *given: Any) -> None:
+    def reset(
+        self, seat: Seat, rng: np.random.Generator, given: tuple[Any, ...]
+    ) -> np.random.Generator:
         """Begin a tape."""
-        self._tape, self._rng = self.watch.new_tape(rng, *given)
-        self.inner.reset(self._rng, *given)
+        if not isinstance(seat, self._watched):
+            return rng
+        tape, own = self.watch.new_tape(rng, *given)
+        self._tapes[id(seat)] = (tape, own)
+        return own
 
-    def observe(self, seen: Any) -> None:
+    def observed(self, seat: Seat, seen: Any) -> None:
         """Tape a step report or a completion."""
-        self._tape.events.append(("observe", seen))
-        self.inner.observe(seen)
+        if isinstance(seat, self._watched):
+            self._tapes[id(seat)][0].events.append(("observe", seen))
 
-
-class WatchedEngine(_Watched, EnginePolicy):
-    """An engine policy under observation; Python decides, also where it has a rule."""
-
-    def decide(self, engine: EngineView) -> BatchDecision:
-        """The policy's decision."""
-        tape = self._tape
-        kept = (engine.state.copy(), *copy.deepcopy((engine.running, engine.waiting)))
-        given = replace(engine.spec), tuple(replace(slo) for slo in engine.slos)
-        tape.events.append(("decide", (*kept, engine.last_step, *given)))
-        before = _state(self._rng)
+    @contextmanager
+    def deciding(self, seat: Seat, *views: Any) -> Iterator[None]:
+        """Tape the views before the policy has them, time it, and see what it wrote to."""
+        if not isinstance(seat, self._watched):
+            yield
+            return
+        tape, rng = self._tapes[id(seat)]
+        is_engine = isinstance(seat, EngineSeat)
+        parts: Callable[..., Parts] = _engine_parts if is_engine else _router_parts
+        content, kept, names = parts(True, *views)
+        tape.events.append(("decide", content))
+        before = _state(rng)
         with self.watch.timed(tape):
-            decision: BatchDecision = self.inner.decide(engine)
-        tape.drew = tape.drew or _state(self._rng) != before
-        after = (engine.state, engine.running, engine.waiting, engine.spec, engine.slos)
-        for name, was, now in zip(_ENGINE_PARTS, (*kept, *given), after, strict=True):
-            if not _same(was, now):
-                tape.note(f"EngineView.{name}")
-        tape.answers.append(plain(decision))
-        return decision
-
-
-class WatchedRouter(_Watched, RouterPolicy):
-    """A router policy under observation."""
-
-    def route(self, request: RequestView, cluster: ClusterView) -> int:
-        """The policy's choice."""
-        tape, rows = self._tape, cluster._rows
-        cluster.rng = self._rng
-        kept = rows.copy(), request.block_hashes.copy()
-        engines = tuple(replace(spec) for spec in cluster.engines)
-        asked = replace(request, block_hashes=kept[1])
-        session = (cluster.session_engine, cluster.session_age_s)
-        tape.events.append(("decide", (asked, cluster.now_ns, engines, kept[0], session)))
-        before = _state(self._rng)
-        with self.watch.timed(tape):
-            choice: int = self.inner.route(request, cluster)
-        tape.drew = tape.drew or _state(self._rng) != before
-        after = (rows, request.block_hashes, cluster.engines)
-        for name, was, now in zip(_ROUTER_PARTS, (*kept, engines), after, strict=True):
+            yield
+        tape.drew = tape.drew or _state(rng) != before
+        for name, was, now in zip(names, kept, parts(False, *views)[1], strict=True):
             if not _same(was, now):
                 tape.note(name)
-        tape.answers.append(plain(choice))
-        return choice
+
+    def decided(self, seat: Seat, answer: Any, *views: Any) -> None:
+        """Tape the answer."""
+        if isinstance(seat, self._watched):
+            self._tapes[id(seat)][0].answers.append(plain(answer))
 
 
-_ENGINE_PARTS = ("state", "running", "waiting", "spec", "slos")
-_ROUTER_PARTS = ("ClusterView's table", "RequestView.block_hashes", "ClusterView.engines")
+Parts = tuple[tuple[Any, ...], tuple[Any, ...], tuple[str, ...]]
+"""What `engine_view` or `cluster_view` takes, what a policy could write to, and its names."""
+
+
+def _engine_parts(copies: bool, engine: EngineView) -> Parts:
+    given = engine.state, engine.running, engine.waiting
+    kept = (given[0].copy(), *copy.deepcopy(given[1:])) if copies else given
+    told = (replace(engine.spec), tuple(replace(slo) for slo in engine.slos))
+    told = told if copies else (engine.spec, engine.slos)
+    names = tuple(f"EngineView.{name}" for name in ("state", "running", "waiting", "spec", "slos"))
+    return (*kept, engine.last_step, *told), (*kept, *told), names
+
+
+def _router_parts(copies: bool, request: RequestView, cluster: ClusterView) -> Parts:
+    rows, hashes, engines = cluster._rows, request.block_hashes, cluster.engines
+    if copies:
+        rows, hashes = rows.copy(), hashes.copy()
+        engines = tuple(replace(spec) for spec in engines)
+    session = (cluster.session_engine, cluster.session_age_s)
+    content = (replace(request, block_hashes=hashes), cluster.now_ns, engines, rows, session)
+    names = ("ClusterView's table", "RequestView.block_hashes", "ClusterView.engines")
+    return content, (rows, hashes, engines), names
 
 
 def _state(rng: np.random.Generator) -> Any:
@@ -268,17 +268,18 @@ class RecordedRouter(_Recorded, RouterPolicy):
 
 def answers(policy: Any, tape: Tape) -> list[Any]:
     """What a policy decides when a tape is played to it: from views alone, without a world."""
+    seat = EngineSeat(policy) if isinstance(policy, EnginePolicy) else RouterSeat(policy)
     rng, *given = copy.deepcopy(tape.begin)
-    policy.reset(rng, *given)
+    seat.reset(rng, *given)
     found = []
     for kind, content in tape.events:
         if kind == "observe":
-            policy.observe(content)
-        elif isinstance(policy, EnginePolicy):
-            found.append(plain(policy.decide(engine_view(*content))))
+            seat.observe(content)
+        elif isinstance(seat, EngineSeat):
+            found.append(plain(seat.decision(engine_view(*content))))
         else:
-            request, cluster = cluster_view(rng, policy.information, *content)
-            found.append(plain(policy.route(request, cluster)))
+            request, cluster = cluster_view(rng, seat.information, *content)
+            found.append(plain(seat.choice(request, cluster)))
     return found
 
 

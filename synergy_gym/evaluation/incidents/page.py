@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from synergy_gym.evaluation.board.incident_library import INCIDENTS, LAYERS, Incident, Layer
+from synergy_gym.evaluation.board.incident_library import INCIDENTS, LAYERS, Incident
 from synergy_gym.evaluation.incidents.cards import AMPLE, Card, Verdict, figure, rule
+from synergy_gym.policies.base import Layer
 
 PASS, FAIL = "pass", "FAIL"
 

@@ -16,11 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 from synergy_gym.evaluation.submission.source import source_problems
 from synergy_gym.policies.agent_file import AGENT_PREFIX, load_agent, packaged_agents
-from synergy_gym.policies.base import Policy
+from synergy_gym.policies.base import Layer, Policy
 from synergy_gym.policies.registry import (
     describe,
     engine_policies,
@@ -29,7 +28,6 @@ from synergy_gym.policies.registry import (
     router_policies,
 )
 
-Layer = Literal["engine", "router"]
 POLICY_FOLDER = "policy"
 """Where a submission keeps the files of its policies."""
 MAKERS = {"engine": make_engine_policy, "router": make_router_policy}

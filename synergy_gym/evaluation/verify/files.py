@@ -23,7 +23,7 @@ from synergy_gym.evaluation.dynamics import differing_parts, dynamics_hash
 from synergy_gym.evaluation.jobs import COLUMNS, KEY_COLUMNS, TRACK_LAYERS, Job
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS, to_record
 from synergy_gym.evaluation.manifest import environment_ids
-from synergy_gym.evaluation.submission.policy import Layer, is_registered
+from synergy_gym.evaluation.submission.policy import is_registered
 from synergy_gym.evaluation.verify.cards import card_problems
 from synergy_gym.evaluation.verify.figures import figure_problems
 from synergy_gym.evaluation.verify.policy_versions import (
@@ -32,6 +32,7 @@ from synergy_gym.evaluation.verify.policy_versions import (
     installed_version,
     registered,
 )
+from synergy_gym.policies.base import Layer
 
 TIMED = "-timed"
 MOST_MB = 64

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from synergy_gym.evaluation.board.board import Board
 from synergy_gym.evaluation.board.tables import Row
-from synergy_gym.evaluation.submission.policy import MAKERS, Layer
+from synergy_gym.evaluation.submission.policy import MAKERS
+from synergy_gym.policies.base import Layer
 
 LAYERS: tuple[Layer, ...] = ("engine", "router")
 

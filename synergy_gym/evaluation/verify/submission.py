@@ -19,7 +19,6 @@ from synergy_gym.evaluation.submission.card import CARD_FILE, facts_in, facts_te
 from synergy_gym.evaluation.submission.plan import entry_suite
 from synergy_gym.evaluation.submission.policy import (
     POLICY_FOLDER,
-    Layer,
     file_sha256,
     is_registered,
     policy_file,
@@ -27,6 +26,7 @@ from synergy_gym.evaluation.submission.policy import (
 )
 from synergy_gym.evaluation.submission.source import source_problems
 from synergy_gym.policies.agent_file import load_agent
+from synergy_gym.policies.base import Layer
 from synergy_gym.policies.registry import engine_policies, router_policies
 
 CHECKS = (

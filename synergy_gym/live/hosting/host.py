@@ -25,6 +25,7 @@ from synergy_gym.latency.models.published import published_advert
 from synergy_gym.live.hosting.steering import Note, ScheduledStep, Steering, without_positive_caps
 from synergy_gym.live.log import is_loud
 from synergy_gym.policies.base import EnginePolicy
+from synergy_gym.seats import EngineSeat
 from synergy_gym.sim.adverts import NOT_PREDICTED, predicted_ns, published, started_with
 from synergy_gym.sim.decisions import is_integer
 from synergy_gym.sim.plain.telemetry import Ended, Gauges, guessed_ns
@@ -141,6 +142,7 @@ class PolicyHost:
         listeners: Iterable[StepListener] = (),
     ) -> None:
         self.policy = policy
+        self._seat = EngineSeat(policy)
         self.steering = steering
         self.name = name
         self.failures: Counter[str] = Counter()
@@ -281,11 +283,11 @@ class PolicyHost:
                 return None
             where = "observe"
             while self._unseen:
-                self.policy.observe(self._unseen.popleft())
+                self._seat.observe(self._unseen.popleft())
             where = "view"
             view = self.steering.view(now_ns, self.last_step)
             where = "decide"
-            decision = self.policy.decide(view)
+            decision = self._seat.decision(view)
             where = "decision"
             return self._apply(decision)
         except Exception as error:
@@ -304,7 +306,7 @@ class PolicyHost:
     def _reset(self) -> bool:
         self._unseen.clear()
         try:
-            self.policy.reset(self._rng, self.steering.spec, self.steering.slos)
+            self._seat.reset(self._rng, self.steering.spec, self.steering.slos)
         except Exception as error:
             self._failed("reset", error, "stock vLLM schedules until it succeeds")
             return False

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from synergy_gym.policies.base import EnginePolicy
+from synergy_gym.seats import EngineSeat
 from synergy_gym.sim.plain.server import engine_state
 from synergy_gym.types import SLO, EngineSpec, EngineView, RequestArrays, StepReport
 
@@ -25,13 +26,13 @@ def rehearse(policy: EnginePolicy, spec: EngineSpec, slos: tuple[SLO, ...]) -> N
     touched. A policy that fails here is only mentioned: it fails again, and is counted, when it
     serves.
     """
-    stand_in = copy.deepcopy(policy)
+    stand_in = EngineSeat(copy.deepcopy(policy))
     try:
         stand_in.reset(np.random.default_rng(0), spec, slos)
         for view in _views(spec, slos):
             if view.last_step is not None:
                 stand_in.observe(view.last_step)
-            stand_in.decide(view)
+            stand_in.decision(view)
     except Exception as error:
         log.warning(
             "policy %s failed in its rehearsal: %s: %s", policy.label, type(error).__name__, error

@@ -12,6 +12,7 @@ import numpy as np
 from synergy_gym.live.log import is_loud
 from synergy_gym.live.router.state import RouterState
 from synergy_gym.policies.base import RouterPolicy
+from synergy_gym.seats import RouterSeat
 from synergy_gym.types import SLO, ClusterView, CompletionView, RequestView
 
 _log = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class LiveRouter:
 
     def __post_init__(self) -> None:
         """Start the policy."""
-        self.policy.reset(self.rng, self.state.engines, self.slos)
-        self._information = frozenset(self.policy.information)
+        self._seat = RouterSeat(self.policy)
+        self._seat.reset(self.rng, self.state.engines, self.slos)
 
     def choose(
         self, request: RequestView, now_ns: int, *, avoid: Collection[int] = ()
@@ -74,7 +75,7 @@ class LiveRouter:
             now_ns,
             rng=self.rng,
             session=request.session,
-            information=self._information,
+            information=self._seat.information,
             avoid=avoid,
         )
         if not view.alive.any():
@@ -82,7 +83,7 @@ class LiveRouter:
             raise NoEngineError(f"none of {view.num_engines} engines is up")
         self._observe(completions)
         try:
-            choice = self.policy.route(request, view)
+            choice = self._seat.choice(request, view)
         except Exception as error:
             return self._failed(RAISED, f"raised {type(error).__name__}: {error}", view), False
         if not _is_legal(choice, view):
@@ -103,7 +104,7 @@ class LiveRouter:
     def _observe(self, completions: list[CompletionView]) -> None:
         for completion in completions:
             try:
-                self.policy.observe(completion)
+                self._seat.observe(completion)
             except Exception as error:
                 self._note(OBSERVE, f"raised {type(error).__name__}: {error} in observe")
 
