@@ -16,7 +16,7 @@ class RouterRow(IntEnum):
     """Columns of the router's table (int64, one row per engine).
 
     0-3 are the router's own knowledge, 4-11 the last visible push, 12-20 the last scrape, 21-33
-    what that push said about the engine's own predictions (spec C.1 and beyond it).
+    what that push said about the engine's own predictions (`docs/telemetry.md`).
     """
 
     ALIVE = 0

@@ -46,7 +46,7 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class TelemetrySpec:
-    """How engine state reaches routers (spec C.1: push every 200 ms; scrape every 10 s)."""
+    """How engine state reaches routers: pushes, heartbeats, scrapes (`docs/telemetry.md`)."""
 
     push_interval_s: float = 0.2
     push_delay_s: float = 0.0

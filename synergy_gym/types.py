@@ -85,7 +85,7 @@ class EngineStateField(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineAdvert:
-    """What an engine tells routers with its next push, beside its counts (spec C.1).
+    """What an engine tells routers with its next push, beside its counts (`docs/telemetry.md`).
 
     `None` (or an empty `step_ms`) keeps what was told last, except for the prediction.
 

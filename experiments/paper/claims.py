@@ -360,7 +360,7 @@ def later(folder: Path) -> list[Claim]:
 
 
 def adaptation(folder: Path) -> list[Claim]:
-    """How well T(B,S) fits, and what an online model is worth (spec A.5, E.8)."""
+    """How well T(B,S) fits (R2: the paper), what an online model is worth (the authors' diary)."""
     accuracy = pd.read_csv(folder / "accuracy.csv")
     is_fit = accuracy.model.str.startswith("T(B,S)") & accuracy.model.str.endswith("fitted")
     lowest = accuracy[is_fit & (accuracy.kind == "simulated")].r2.min()

@@ -1,7 +1,7 @@
-"""What engines tell routers about themselves (spec C.1), in whole numbers; both simulators use it.
+"""What engines tell routers about themselves (`docs/telemetry.md`), in whole numbers.
 
-An advert is kept as `ADVERT_SIZE` integers: capacity and peak throughput in thousandths of tokens
-per second, then the coefficients of `ADVERT_TERMS` in femtoseconds.
+Both simulators use it. An advert is kept as `ADVERT_SIZE` integers: capacity and peak throughput
+in thousandths of tokens per second, then the coefficients of `ADVERT_TERMS` in femtoseconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from synergy_gym.sim.decisions import check_advert
 from synergy_gym.types import NS_PER_S, EngineAdvert
 
 NOT_PREDICTED = -1
-"""In place of a predicted duration: the heuristic of spec C.1 stands in."""
+"""In place of a predicted duration: SynergySched's heuristic stands in (`docs/telemetry.md`)."""
 
 
 def published(advert: EngineAdvert | None, known: Sequence[int]) -> list[int]:

@@ -76,7 +76,8 @@ _FLOWGPT = TrafficSpec(
     # Counts of the 8xH100 run: index of dispersion 1.36 in 1 s; the log's timestamps have a
     # resolution of 1 s, so that gaps below it are unknown.
     arrivals=ArrivalSpec("poisson"),
-    # SynergySched spec E.2, 8xH100 run: mean 4087, P50 4222, P90 6384, P99 6982, maximum 7407.
+    # SynergySched's request logs of the 8xH100 runs (YNewsoul/llm-inference-benchmarking): mean
+    # 4087, P50 4222, P90 6384, P99 6982, maximum 7407.
     prompt=_table(
         *(205, 452, 769, 1141, 1859, 2591, 3227, 4222, 5517, 6071, 6239, 6384),
         *(6484, 6982, 7310, 7407),
@@ -103,14 +104,14 @@ _FLOWGPT = TrafficSpec(
 
 _SHAREGPT = TrafficSpec(
     arrivals=ArrivalSpec("poisson"),
-    # User turns: mean 161.31 tokens (Kwon et al., SOSP 2023, figure 11), 95 % below 500
-    # (SynergySched spec E.2), hence the lognormal's median and sigma.
+    # User turns: mean 161.31 tokens (Kwon et al., SOSP 2023, figure 11), 95 % below 500 (the
+    # SynergySched authors' `sharegpt_token_stats.csv`), hence the lognormal's median and sigma.
     prompt=LengthSpec("lognormal", {"median": 100.0, "sigma": 0.979}, maximum=2048),
-    # SynergySched spec E.2: outputs of 0 to 250 tokens.
+    # Outputs of 0 to 250 tokens, by the same file.
     output=LengthSpec("uniform", {"low": 1, "high": 250}),
     correlation=0.0,
-    # SynergySched spec E.2, heterogeneous experiment: 5 rounds, a shared system prompt of 1000
-    # tokens and a history of 2000. The think time is not given; 30 s is our choice.
+    # SynergySched's multi-round client in the heterogeneous experiment: 5 rounds, a shared system
+    # prompt of 1000 tokens and a history of 2000. The think time is not given; 30 s is our choice.
     sessions=SessionSpec(
         turns=LengthSpec("constant", {"value": 5}),
         think_s=30.0,

@@ -54,7 +54,7 @@ def test_a_job_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
 def test_workers_that_cannot_start_are_one_error(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from synergy_gym.evaluation.workers.local import run_jobs\n"
+        "from synergy_gym.evaluation.workers.run import run_jobs\n"
         "from synergy_gym.evaluation.jobs import Job\n"
         "jobs = [Job('tiny', 'chat-h100', 1.0, s, 'vllm-v1', 'round-robin', 2.0, 0.5)"
         " for s in range(40)]\n"

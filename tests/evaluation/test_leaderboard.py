@@ -27,7 +27,7 @@ from synergy_gym.evaluation.board.suites import (
 from synergy_gym.evaluation.board.tables import decision_times
 from synergy_gym.evaluation.jobs import KEY_COLUMNS, Job, JobResult, run_job
 from synergy_gym.evaluation.leaderboard import TIMING_COLUMNS, run_leaderboard
-from synergy_gym.evaluation.workers import local as executors
+from synergy_gym.evaluation.workers import run as executors
 from synergy_gym.evaluation.workers.run import run_jobs
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.scenario import load_scenario

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from synergy_gym.evaluation.board.board import read_board
 from synergy_gym.evaluation.board.journal import PROGRESS_FILE
 from synergy_gym.evaluation.board.part import Part, Suite
 from synergy_gym.evaluation.board.suites import SUITES
-from synergy_gym.evaluation.conduct import examine as conduct
 from synergy_gym.evaluation.jobs import Job, JobResult
 from synergy_gym.evaluation.leaderboard import run_leaderboard
 from synergy_gym.evaluation.submission import submit as submission_run
@@ -86,6 +86,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SUITES, "tiny", TINY)
         short: dict[str, Any] = {"horizon_s": 20.0, "warmup_s": 5.0}
+        conduct = import_module("synergy_gym.evaluation.conduct.examine")
         sieges = {layer: replace(siege, **short) for layer, siege in conduct.SIEGES.items()}
         patch.setattr(conduct, "SIEGES", sieges)
         run_leaderboard(TINY, board_folder(TINY, folder))

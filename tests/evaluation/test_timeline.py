@@ -153,5 +153,5 @@ def test_what_has_no_timeline(
 
 
 def test_an_unplayed_timeline_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pass its `simulator`"):
+    with pytest.raises(ValueError, match="the timeline is empty"):
         write_timeline(tmp_path / "t.json", Timeline(), load_scenario("hetero-3"), "nothing")

@@ -139,7 +139,8 @@ def test_a_policy_that_fails_is_no_pass() -> None:
 
     verdict = two_futures(Broken, "router", range(3))
     assert not verdict.passed
-    assert "world 0: raised ZeroDivisionError: on purpose" in verdict.reason
+    assert verdict.reason.startswith("world 0: raised PolicyError: router policy ")
+    assert "raised ZeroDivisionError: on purpose; correct the policy" in verdict.reason
 
 
 def test_a_pair_is_tested_layer_by_layer() -> None:

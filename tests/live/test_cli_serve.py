@@ -16,7 +16,7 @@ PROGRAM = """
     import sys
     sys.path.insert(0, {root!r})
     from tests.live.test_servers import StandIn
-    from synergy_gym.live import servers
+    from synergy_gym.live.vllm import servers
     servers.ServerSpec.command = lambda spec: StandIn("m", port=spec.port, mode={mode!r}).command()
     from synergy_gym.cli.app import main
     main(["serve", *{arguments!r}])

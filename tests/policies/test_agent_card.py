@@ -81,5 +81,5 @@ def test_the_list_of_policies_has_the_agents(
 @pytest.mark.parametrize("name", packaged_agents())
 def test_a_packaged_card_says_how_it_was_made(name: str) -> None:
     text = read_card(name)
-    assert re.search(r"`synergy-gym train .*`|experiments/\w+\.py", text), "which command trains it"
+    assert re.search(r"`synergy-gym train .*`|experiments\.[\w.]+", text), "which command trains it"
     assert "simulated" in text

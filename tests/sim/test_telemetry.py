@@ -1,4 +1,4 @@
-"""What engines tell routers (spec C.1), on episodes small enough to work out by hand."""
+"""What engines tell routers (`docs/telemetry.md`), on episodes to be worked out by hand."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ import numpy as np
 from synergy_gym.evaluation.conduct.two_futures import plain
 from synergy_gym.policies.base import EnginePolicy, Layer, RouterPolicy
 from synergy_gym.seats import EngineSeat, Observer, RouterSeat
+from synergy_gym.seats.views import cluster_view, engine_view
 from synergy_gym.types import (
     BatchDecision,
     ClusterView,
@@ -28,7 +29,6 @@ from synergy_gym.types import (
     EngineView,
     RequestArrays,
     RequestView,
-    StepReport,
 )
 
 EARLY = 20
@@ -212,7 +212,7 @@ def _router_parts(copies: bool, request: RequestView, cluster: ClusterView) -> P
         rows, hashes = rows.copy(), hashes.copy()
         engines = tuple(replace(spec) for spec in engines)
     session = (cluster.session_engine, cluster.session_age_s)
-    content = (replace(request, block_hashes=hashes), cluster.now_ns, engines, rows, session)
+    content = (engines, replace(request, block_hashes=hashes), cluster.now_ns, rows, session)
     names = ("ClusterView's table", "RequestView.block_hashes", "ClusterView.engines")
     return content, (rows, hashes, engines), names
 
@@ -278,37 +278,5 @@ def answers(policy: Any, tape: Tape) -> list[Any]:
         elif isinstance(seat, EngineSeat):
             found.append(plain(seat.decision(engine_view(*content))))
         else:
-            request, cluster = cluster_view(rng, seat.information, *content)
-            found.append(plain(seat.choice(request, cluster)))
+            found.append(plain(seat.choice(*cluster_view(rng, seat.information, *content))))
     return found
-
-
-def engine_view(
-    state: Any, running: Any, waiting: Any, last_step: StepReport | None, spec: Any, slos: Any
-) -> EngineView:
-    """An engine's view from its taped columns."""
-    return EngineView(
-        spec=spec, slos=slos, state=state, last_step=last_step, fetch=lambda: (running, waiting)
-    )
-
-
-def cluster_view(
-    rng: np.random.Generator,
-    information: frozenset[str],
-    request: RequestView,
-    now_ns: int,
-    engines: Any,
-    rows: Any,
-    session: tuple[int, float],
-) -> tuple[RequestView, ClusterView]:
-    """A router's views from their taped columns."""
-    cluster = ClusterView(
-        now_ns=now_ns,
-        engines=engines,
-        rows=rows,
-        session_engine=session[0],
-        session_age_s=session[1],
-        rng=rng,
-        information=frozenset(information),
-    )
-    return request, cluster

@@ -51,7 +51,7 @@ MODES: tuple[Mode, ...] = ("pretrained", "hybrid", "online")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnlineSettings:
-    """Knobs of `OnlineSaturationModel`; the defaults are the authors' dataclass (spec A.3).
+    """Knobs of `OnlineSaturationModel`; the defaults are the dataclass of the authors' config.py.
 
     Attributes:
         mode: "pretrained" never updates; "hybrid" starts from a stored model and updates;
@@ -122,9 +122,11 @@ PRESETS: Mapping[str, OnlineSettings] = MappingProxyType(
         ),
     }
 )
-"""The authors' settings by name: the columns of spec A.3, and the two windows of spec E.8 (their
-trigger is not stated: the 0.08 of that year's experiments). `env` and `dataclass` start from a
-stored model and never update; give `mode="online"` or `"hybrid"` to let them."""
+"""The authors' settings by name. `env` and `dataclass` are the defaults of their config.py, by
+environment variables and in code; the others are of their experiments on adaptive models (2025 and
+2026, `paper_figs/adaptive_model_exp`). Of the two windows the trigger is not stated: the 0.08 of
+that year's experiments. `env` and `dataclass` start from a stored model and never update; give
+`mode="online"` or `"hybrid"` to let them."""
 
 
 def online_settings(preset: str = "env", **changes: Any) -> OnlineSettings:

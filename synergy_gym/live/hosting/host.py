@@ -64,7 +64,7 @@ class HostedStep:
         running: requests that ran when it was decided.
         waiting: requests that waited then.
         finished: ids of the requests that it finished.
-        ended: what pushed state says about it (spec C.1).
+        ended: what pushed state says about it (`docs/telemetry.md`).
     """
 
     number: int

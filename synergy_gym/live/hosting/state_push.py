@@ -1,4 +1,4 @@
-"""State of a hosted engine, pushed to a router after its steps (spec C.1)."""
+"""State of a hosted engine, pushed to a router after its steps (`docs/telemetry.md`)."""
 
 from __future__ import annotations
 

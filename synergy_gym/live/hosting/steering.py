@@ -137,7 +137,7 @@ class Steering:
         return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
     def pending_tokens(self) -> int:
-        """Known minus computed tokens over all requests (spec C.1)."""
+        """Known minus computed tokens over all requests (`docs/telemetry.md`)."""
         running, waiting = self.queues()
         return sum(r.num_tokens - r.num_computed_tokens for r in (*running, *waiting))
 

@@ -1,10 +1,10 @@
-"""Engine state by UDP, as in spec C.1: one JSON datagram per push, at most one per interval.
+"""Engine state by UDP: one JSON datagram per push, at most one per interval.
 
 A datagram is an object: `version`, `engine` (its name), `run` (a number per start of the engine),
 `number` (counts up within a run), `age_ns` (snapshot to sending), `failures` (steps that stock vLLM
 scheduled because the engine's policy had failed, so far; 0 when absent) and `state`, a vector in
-the order of `sim/reference_telemetry.PUSH_COLUMNS` (without what follows `PUSH_CAPACITY` in a
-heartbeat).
+the order of `sim/plain/telemetry.PUSH_COLUMNS` (without what follows `PUSH_CAPACITY` in a
+heartbeat); `docs/telemetry.md` explains its numbers.
 No clocks are compared: the router takes the snapshot to be `age_ns` older than the arrival. Whoever
 reaches the port can send state, so bind it to an address that only the engines reach.
 """

@@ -1,4 +1,4 @@
-"""What routers can know and how old it is: pushes, heartbeats, scrapes (spec C.1), compiled."""
+"""What routers can know and how old it is (`docs/telemetry.md`), compiled."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOSS_STREAM = 0x2545F4914F6CDD1D
 # SynergySched's stand-in for a prediction, in nanoseconds: base, per token, per request.
 GUESS_NS, GUESS_TOKEN_NS, GUESS_REQUEST_NS = 8_700_000, 20_000, 500_000
 LATENCY_BELOW, THROUGHPUT_ABOVE = 256, 1024
-"""Mean tokens per step that bound the scheduling modes (spec C.1)."""
+"""Mean tokens per step that bound the scheduling modes (`docs/telemetry.md`)."""
 _MODEL_PLACE = PUSH.place("model")
 _MODEL_SIZE = 1 + len(ADVERT_TERMS)
 

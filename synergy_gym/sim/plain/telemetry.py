@@ -1,7 +1,7 @@
 """What routers can know of one engine, and how old it is: the definition, in plain Python.
 
-Pushes follow spec C.1 (state vector after an iteration, at most one per interval), scrapes
-look like a metrics endpoint read at fixed instants.
+A push is a state vector after an iteration, at most one per interval; a scrape is a reading of a
+metrics endpoint at fixed instants. `docs/telemetry.md` says which rules are SynergySched's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def nanoseconds(seconds: float) -> int:
 
 
 class Mode(IntEnum):
-    """Scheduling mode by mean tokens of the last steps (spec C.1)."""
+    """Scheduling mode by mean tokens of the last steps (`docs/telemetry.md`)."""
 
     LATENCY_OPTIMIZED = 0
     BALANCED = 1
