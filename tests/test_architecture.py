@@ -15,14 +15,25 @@ MAPPING: dict[str, str] = PYPROJECT["tool"]["setuptools"]["package-dir"]
 
 # Room -> the rooms it may import. A room is a module or a package right below `synergy_gym`;
 # `scenario_schema` and `cli_tables` are parts of the rooms `scenario` and `cli`.
-BASE = {"arrays", "specs", "types", "router_table", "seasons", "seeding", "strict_toml", "jit"}
+BASE = {
+    "arrays",
+    "limits",
+    "specs",
+    "types",
+    "router_table",
+    "seasons",
+    "seeding",
+    "strict_toml",
+    "jit",
+}
 MODEL = {*BASE, "latency", "workload", "metrics"}
 WORLD = {*MODEL, "scenario", "sim"}
 PLAY = {*WORLD, "actions", "features", "observation", "rewards", "policies"}
 ARROWS: dict[str, set[str]] = {
     "arrays": set(),
     "router_table": {"arrays"},
-    "specs": set(),
+    "limits": set(),
+    "specs": {"limits"},
     "types": {"arrays", "router_table", "specs"},
     "seeding": set(),
     "jit": set(),
