@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -172,11 +173,14 @@ class ServingEnv(gym.Env[Any, Any]):
             The first observation, and an info with `scenario`, `load`, `seed` and `now_s`.
 
         Raises:
-            ValueError: an unknown option.
+            ValueError: an unknown option, or an episode that cannot be played; then there is none.
         """
         super().reset(seed=seed)
-        self._episode = self._next_episode(seed, options or {})
         self._retire()
+        # What fails from here on leaves no episode, and not the last one half replaced.
+        self._sim = self._fused = self._io = None
+        self._active = self._empty = False
+        self._episode = self._next_episode(seed, options or {})
         self._sim = self._build(self._episode)
         self._met = 0
         self._empty = self._advance()
@@ -204,6 +208,11 @@ class ServingEnv(gym.Env[Any, Any]):
         if isinstance(source, Workload) and (load != 1.0 or "load" in options):
             raise ValueError(_FIXED_LOAD.format(load=load))
         workload = source(load, seed) if callable(source) else source
+        if not (workload is None or isinstance(workload, Workload)):
+            raise ValueError(
+                f"workload is {reprlib.repr(workload)}; give a Workload, a function of "
+                "(load, seed) that makes one, or None for the scenario's own"
+            )
         return Episode(seed=seed, load=load, workload=workload)
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from synergy_gym.envs.base import Episode, Part, ServingEnv, Split, WorkloadSource
-from synergy_gym.envs.compiled.step import ILLEGAL, router_stepper
+from synergy_gym.envs.compiled.step import router_stepper
 from synergy_gym.envs.decisions import checked_engine
 from synergy_gym.envs.fixed_layers import FixedEngines
 from synergy_gym.envs.rendering import Frame
@@ -248,10 +248,8 @@ class ClusterRoutingEnv(ServingEnv):
         fused = self._fused
         if fused is None or not self._active:
             return self._step_apart(action)
-        engine = action if type(action) is int else self._checked(action)
-        point, dt_s, reward = fused(engine)
-        if point == ILLEGAL:
-            self._checked(action)
+        is_engine = type(action) is int and 0 <= action < self._num
+        point, dt_s, reward = fused(action if is_engine else self._checked(action))
         if point == DONE:
             self._read(True)
             reward, info = self._outcome(True)

@@ -55,7 +55,7 @@ class EngineActions:
         Raises:
             ValueError: it lies outside the space.
         """
-        values = np.asarray(action).tolist()
+        values = listed(action)
         if type(values) is not list or len(values) != len(self.sizes):
             raise ValueError(f"action {action!r} must hold {len(self.sizes)} integers")
         for value, size in zip(values, self.sizes, strict=True):
@@ -88,6 +88,25 @@ def _grid(action: str | EngineGrid) -> EngineGrid | None:
     return DEFAULT_GRID if action == "grid" else None
 
 
+def listed(action: Any) -> Any:
+    """The numbers of an action as a list of Python's; a bool among integers stays one."""
+    if isinstance(action, list | tuple):
+        return [_plain(value) for value in action]
+    array = np.asarray(action)
+    if array.dtype.kind == "O" and array.ndim == 1:
+        return listed(array.tolist())
+    return array.tolist() if array.dtype.kind not in "mM" else None  # instants look whole
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    try:
+        return index(value)
+    except TypeError:
+        return value
+
+
 def checked_interval_ns(decision_interval_s: float | None) -> int:
     """How long a decision holds, in nanoseconds; 0 for `None`, a decision before every iteration.
 
@@ -113,14 +132,9 @@ def checked_engine(action: Any, engines: int, alive: BoolArray | None, now_ns: i
     Raises:
         ValueError: there is no such engine, or it is down.
     """
-    try:
-        engine = index(action)
-    except TypeError:
-        raise ValueError(
-            f"action {action!r} is no engine; give an integer in 0..{engines - 1}"
-        ) from None
-    if not 0 <= engine < engines:
-        raise ValueError(f"action {engine} is no engine; give an integer in 0..{engines - 1}")
+    engine = _plain(action)
+    if type(engine) is not int or not 0 <= engine < engines:
+        raise ValueError(f"action {engine!r} is no engine; give an integer in 0..{engines - 1}")
     if alive is not None and not alive[engine]:
         raise ValueError(
             f"engine {engine} is down at {now_ns / NS_PER_S} s; choose one that "

@@ -16,7 +16,7 @@ from synergy_gym.actions import EngineGrid
 from synergy_gym.envs.base import Part
 from synergy_gym.envs.cluster_routing import router_parts
 from synergy_gym.envs.compiled.engine import engine_control
-from synergy_gym.envs.decisions import EngineActions
+from synergy_gym.envs.decisions import EngineActions, listed
 from synergy_gym.features import EngineFeatures, RouterFeatures
 from synergy_gym.observation import Float32Array, Group, ObservationLayout, Slot
 from synergy_gym.policies.base import Layer
@@ -157,7 +157,7 @@ class JointActions:
             if not isinstance(action, Mapping) or layer not in action:
                 raise ValueError(f"action {action!r} has no entry {layer!r}, which decides now")
             return action[layer]
-        values = np.asarray(action).tolist()
+        values = listed(action)
         if type(values) is not list or len(values) != 1 + len(self._sizes):
             raise ValueError(
                 f"action {action!r} must hold {1 + len(self._sizes)} integers: the engine that "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,13 +21,13 @@ from synergy_gym.envs.compiled.vector import (
     write_row,
 )
 from synergy_gym.envs.randomisation.worlds import WorldRanges
+from synergy_gym.envs.vector_arguments import Seeds, are_whole, checked_mask, one_each
 from synergy_gym.envs.vector_maker import Maker
 from synergy_gym.jit import direct
 from synergy_gym.observation import Float32Array
 from synergy_gym.rewards import SLO_MET
 from synergy_gym.types import BoolArray, FloatArray, IntArray
 
-Seeds = int | Sequence[int | None] | None
 Infos = dict[str, Any]
 _INT64 = np.dtype(np.int64)
 
@@ -154,9 +154,10 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
             TypeError: the mask is no array of booleans.
         """
         options = dict(options or {})
-        mask = _checked_mask(options.pop("reset_mask", None), self.num_envs)
-        seeds = _one_each(seed, self.num_envs)
+        mask = checked_mask(options.pop("reset_mask", None), self.num_envs)
+        seeds = one_each(seed, self.num_envs)
         infos: Infos = {}
+        self._begun = False  # a reset that fails leaves nothing to step
         for i in np.flatnonzero(mask).tolist():
             infos = self._add_info(infos, self._begin(i, seeds[i], options or None), i)
         self._begun = True
@@ -164,6 +165,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _begin(self, i: int, seed: int | None, options: dict[str, Any] | None) -> Infos:
         """Reset sub-environment i; its observation is in `_shown`."""
+        self._leave(i)
         observation, info = self.envs[i].reset(seed=seed, options=options)
         self._shown[i] = self._flat(observation)
         self._enter(i)
@@ -178,6 +180,15 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
             who, arrays = WHO_KERNEL, (*arrays, core.memory, core.io)
         write_row(self._table, i, who, *arrays)
         self._kept[i] = (*arrays, *self._enter_more(i))  # the table knows only addresses
+        self._count_compiled()
+
+    def _leave(self, i: int) -> None:
+        """Note that sub-environment i has no episode; nothing leads to its arrays any more."""
+        write_row(self._table, i, WHO_NOBODY)
+        self._kept[i] = ()
+        self._count_compiled()
+
+    def _count_compiled(self) -> None:
         compiled = self._table[:, 0] == WHO_KERNEL
         self._all_compiled, self._some_compiled = bool(compiled.all()), bool(compiled.any())
 
@@ -232,13 +243,32 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         """Actions as the compiled call needs them: int64, contiguous, of the space's shape."""
         numbers = actions
         if type(actions) is not np.ndarray or actions.dtype is not _INT64:
-            numbers = np.asarray(actions)
-            if numbers.dtype.kind not in "iu":
-                raise ValueError(f"actions must be integers, they are {numbers.dtype}")
+            # A bool among integers must not become one.
+            is_list = isinstance(actions, list | tuple)
+            numbers = np.array(actions, object) if is_list else np.asarray(actions)
+            if not are_whole(numbers):
+                self._check_rows(range(self.num_envs), numbers)
+                raise ValueError(f"actions must be integers, they are {actions!r}")
             numbers = numbers.astype(np.int64)
         if numbers.shape != self._shape:
             raise ValueError(f"actions have shape {numbers.shape}, they need {self._shape}")
         return numbers if numbers.flags.c_contiguous else np.ascontiguousarray(numbers)
+
+    def _check_rows(self, rows: Iterable[int], numbers: Any) -> None:
+        """Raise the `ValueError` of the first of these sub-environments that cannot take its own.
+
+        Raises:
+            ValueError: begins with the sub-environment.
+        """
+        if numbers.shape != self._shape:
+            return
+        for i in rows:
+            if self._table[i, 0] == WHO_KERNEL:
+                self._resume(i)
+            try:
+                self._core(i).check_action(numbers[i])
+            except ValueError as error:
+                raise ValueError(f"sub-environment {i}: {error}") from error
 
     def _stepped(self, numbers: IntArray, step: VectorStep) -> int:
         if not self._some_compiled:  # their kernels may not be there yet
@@ -247,8 +277,8 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         ended = self._call(numbers, step)
         if ended < 0:
             i = -1 - ended
-            action = numbers[i].tolist()
-            what = f"action {action} is outside {self.single_action_space}"
+            self._check_rows([i], numbers)
+            what = f"action {numbers[i].tolist()} is outside {self.single_action_space}"
             raise ValueError(f"sub-environment {i}: {what}")
         return ended
 
@@ -263,11 +293,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
                 f"the episodes of sub-environments {over} have ended; call "
                 'reset(options={"reset_mask": ...}) with True there'
             )
-        for i in np.flatnonzero(who == WHO_PYTHON).tolist():
-            try:
-                self._core(i).check_action(numbers[i])
-            except ValueError as error:
-                raise ValueError(f"sub-environment {i}: {error}") from error
+        self._check_rows(np.flatnonzero(who == WHO_PYTHON).tolist(), numbers)
 
     def _rest(self, numbers: IntArray, step: VectorStep) -> None:
         """Everything but plain compiled steps: resets, ends, steps in Python."""
@@ -294,8 +320,7 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         step.rewards[i], step.truncated[i] = reward, truncated
         step.happened[i] = Happened(info)
         if truncated:
-            self._table[i, 0] = WHO_NOBODY
-            self._all_compiled = False
+            self._leave(i)
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 final = self._observation_of(self._shown[i].copy())
                 step.happened[i] = Happened(self._begin(i, None, None), final, info)
@@ -380,7 +405,9 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
         self.__dict__.update(state)
         self._kernel = self.kernel
         self._rows = self._table.reshape(-1)
-        for i in np.flatnonzero(self._table[:, 0] != WHO_NOBODY).tolist():
+        running = self._table[:, 0] != WHO_NOBODY
+        self._table[:] = 0  # addresses of another process
+        for i in np.flatnonzero(running).tolist():
             self._enter(i)
 
     # -- the rest of the interface -----------------------------------------------------
@@ -447,26 +474,3 @@ class ServingVectorEnv(VectorEnv[Any, Any, Any]):
     @abstractmethod
     def _call(self, numbers: IntArray, step: VectorStep) -> int:
         """The compiled call; see `fused_vector`."""
-
-
-def _one_each(seed: Seeds, count: int) -> list[int | None]:
-    if seed is None:
-        return [None] * count
-    if isinstance(seed, int | np.integer):
-        return [int(seed) + i for i in range(count)]
-    if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds for {count} sub-environments; give one each")
-    return list(seed)
-
-
-def _checked_mask(mask: Any, count: int) -> BoolArray:
-    if mask is None:
-        return np.ones(count, np.bool_)
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"reset_mask must be an array of booleans, it is {mask!r}")
-    if mask.shape != (count,) or not mask.any():
-        raise ValueError(
-            f"reset_mask has shape {mask.shape} and {int(mask.sum())} True; give one value per "
-            f"sub-environment ({count}), and at least one True"
-        )
-    return mask

@@ -68,7 +68,7 @@ def _bounds_ns(slos: Sequence[SLO], name: str, classes: IntArray) -> IntArray:
 def slo_met(records: RequestRecords, slos: Sequence[SLO]) -> SloMet:
     """Compare every request with the bounds of its class, in whole nanoseconds.
 
-    TPOT is compared without a division: finish - first token <= bound * (emitted - 1).
+    TPOT is compared in whole numbers: finish - first token <= bound * (emitted - 1).
 
     Raises:
         ValueError: a record's `slo_class` is not an index into `slos`.
@@ -84,7 +84,9 @@ def slo_met(records: RequestRecords, slos: Sequence[SLO]) -> SloMet:
     decode_ns = records.finish_ns - records.first_token_ns
     gaps = np.maximum(records.emitted_tokens - 1, 0)
     in_ttft = done & ((ttft < 0) | (records.first_token_ns - records.arrival_ns <= ttft))
-    in_tpot = done & ((tpot < 0) | (decode_ns <= tpot * gaps))
+    # That product could leave int64; x <= b * n is (x - 1) // n < b.
+    late = np.where(gaps > 0, (decode_ns - 1) // np.maximum(gaps, 1) >= tpot, decode_ns > 0)
+    in_tpot = done & ((tpot < 0) | ~late)
     in_e2e = done & ((e2e < 0) | (records.finish_ns - records.arrival_ns <= e2e))
     return SloMet(slo=in_ttft & in_tpot & in_e2e, ttft=in_ttft, tpot=in_tpot, e2e=in_e2e)
 

@@ -197,9 +197,10 @@ class RouterRule:
             `power-of-two`: fewer in flight of two different draws; `least-kv`: the smallest share
             of KV blocks in use, as last pushed; `least-loaded`: the fewest waiting requests, as
             last scraped; the last two with a draw among equal ones.
-        weights: of the engines, for `weighted`.
+        weights: of the engines, for `weighted`; finite, >= 0, not all zero.
         owners: engine of every place of the ring, for `session`.
-        place_of: where a session begins on the ring.
+        place_of: where a session begins on the ring, for `session`; any whole number, counted
+            round it.
     """
 
     kind: RouterKind

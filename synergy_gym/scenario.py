@@ -28,15 +28,16 @@ from synergy_gym.latency.clock_table import TableTerms, table_terms
 from synergy_gym.latency.models.published import published_model
 from synergy_gym.latency.models.saturation import FORMS, Form
 from synergy_gym.latency.profiles import Loop, Profile, ProfileError, Sampling, load_profile
+from synergy_gym.limits import ENDLESS_NS, MOST_S, SECONDS, check_number
 from synergy_gym.scenario_schema import EngineTable, EventTable, ScenarioFile
 from synergy_gym.seasons import FILES, SEASON, full_name, season_files, split_name
 from synergy_gym.strict_toml import read_toml, suggest
 from synergy_gym.types import NS_PER_S, SLO, ClientSpec, EngineSpec, Event, IntArray, TelemetrySpec
-from synergy_gym.workload.base import Workload
+from synergy_gym.workload.base import Workload, check_classes
 from synergy_gym.workload.spec import TrafficSpec
 from synergy_gym.workload.traffic import build_workload
 
-NO_DEADLINE_NS = 2**62
+NO_DEADLINE_NS = ENDLESS_NS
 """`stop_time_ns` of traffic that some SLO class gives unlimited time."""
 
 
@@ -397,6 +398,7 @@ def windowed(scenario: Scenario, warmup_s: float | None, horizon_s: float | None
         if value is not None:
             cure = f"None keeps the scenario's own {getattr(scenario, name):g} s"
             given[name] = checked_seconds(name, value, cure, zero=name == "warmup_s")
+            check_number(name, given[name], 0, MOST_S, SECONDS)
     changed = dataclasses.replace(scenario, **given) if given else scenario
     if not 0 <= changed.warmup_s < changed.horizon_s:
         raise ValueError(
@@ -440,19 +442,22 @@ def stop_time_ns(workload: Workload, slos: Sequence[SLO], horizon_s: float) -> i
     if len(slack) == 0:
         return horizon_ns
     if bool((workload.after >= 0).any()):
-        return horizon_ns + int(slack.max())
-    return int((workload.arrival_ns + slack).max())
+        return min(horizon_ns + int(slack.max()), NO_DEADLINE_NS)
+    return min(int((workload.arrival_ns + slack).max()), NO_DEADLINE_NS)
 
 
 def _slack_ns(workload: Workload, slos: Sequence[SLO]) -> IntArray | None:
+    check_classes(workload, len(slos))
     slack = np.zeros(len(workload), np.int64)
     for index in np.unique(workload.slo_class).tolist():
         slo, rows = slos[index], workload.slo_class == index
         if slo.e2e_s is not None:
             slack[rows] = round(slo.e2e_s * NS_PER_S)
         elif slo.ttft_s is not None and slo.tpot_s is not None:
-            gaps = workload.output_tokens[rows] - 1
-            slack[rows] = round(slo.ttft_s * NS_PER_S) + round(slo.tpot_s * NS_PER_S) * gaps
+            tpot_ns = round(slo.tpot_s * NS_PER_S)
+            most = NO_DEADLINE_NS // max(tpot_ns, 1)  # above it the product could leave int64
+            gaps = np.minimum(workload.output_tokens[rows] - 1, most)
+            slack[rows] = round(slo.ttft_s * NS_PER_S) + tpot_ns * gaps
         else:
             return None
     return slack

@@ -11,13 +11,24 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from synergy_gym.limits import (
+    MOST_BLOCK_TOKENS,
+    MOST_COUNT,
+    MOST_ENGINES,
+    MOST_FACTOR,
+    MOST_PER_STEP,
+    MOST_RETRIES,
+    MOST_S,
+    SECONDS,
+)
 from synergy_gym.strict_toml import Table, suggest
 from synergy_gym.workload.table import TrafficTable
 
 GIB = 2**30
 
-_SECONDS = "a time in seconds"
-_COUNT = "a whole number >= 1"
+_SECONDS = f"a time in {SECONDS}"
+_COUNT = f"a whole number >= 1, at most {MOST_COUNT:,}"
+_PER_STEP = f"a whole number >= 1, at most {MOST_PER_STEP:,}"
 _Kind = Literal["down", "up", "slowdown", "lose_blocks"]
 
 
@@ -30,7 +41,7 @@ class KVTable(Table):
     weights_gib: float = Field(gt=0, description="weights of the whole model in GiB, > 0")
     activation_gib: float = Field(ge=0, description="activations and graphs in GiB, >= 0")
     kv_bytes_per_token: int = Field(ge=1, description="KV bytes of the whole model per token")
-    kv_blocks: int = Field(ge=1, description=_COUNT)
+    kv_blocks: int = Field(ge=1, le=MOST_COUNT, description=_COUNT)
 
     def derived_blocks(self, block_size: int) -> int:
         """Usable blocks by the sum that the file states.
@@ -49,17 +60,21 @@ class EngineTable(Table):
     """`[[engine]]`: `count` equal engines; named NAME, or NAME-0, NAME-1, ... if several."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="a name of a-z, 0-9, . _ -")
-    count: int = Field(1, ge=1, description=_COUNT)
+    count: int = Field(1, ge=1, le=MOST_ENGINES, description=_COUNT)
     gpu: str = Field(min_length=1, description="the profile's GPU")
     model: str = Field(min_length=1, description="the profile's model")
     profile: str = Field(min_length=1, description="a latency profile's name")
-    max_num_seqs: int = Field(ge=1, description=_COUNT)
-    max_num_batched_tokens: int = Field(ge=1, description=_COUNT)
-    max_model_len: int = Field(ge=2, description="the longest prompt + output in tokens, >= 2")
-    block_size: int = Field(16, ge=1, description=_COUNT)
+    max_num_seqs: int = Field(ge=1, le=MOST_PER_STEP, description=_PER_STEP)
+    max_num_batched_tokens: int = Field(ge=1, le=MOST_PER_STEP, description=_PER_STEP)
+    max_model_len: int = Field(
+        ge=2, le=MOST_COUNT, description="the longest prompt + output in tokens, >= 2"
+    )
+    block_size: int = Field(
+        16, ge=1, le=MOST_BLOCK_TOKENS, description=f"tokens from 1 to {MOST_BLOCK_TOKENS:,}"
+    )
     prefix_caching: bool = Field(False, description="true or false")
     scheduling: Literal["fcfs", "priority"] = Field("fcfs", description='"fcfs" or "priority"')
-    watermark_blocks: int = Field(0, ge=0, description="a number of blocks, >= 0")
+    watermark_blocks: int = Field(0, ge=0, le=MOST_COUNT, description="a number of blocks, >= 0")
     weight: float = Field(1.0, gt=0, description="a relative capacity, > 0")
     async_scheduling: bool | None = Field(None, description="true or false, as vLLM's option")
     sampling: Literal["greedy", "top-p"] = Field("greedy", description='"greedy" or "top-p"')
@@ -93,9 +108,9 @@ class SLOTable(Table):
     """`[[slo]]`: one request class; leave out what is not promised."""
 
     name: str = Field(min_length=1, description="the class's name")
-    ttft_s: float | None = Field(None, gt=0, description=f"{_SECONDS}, > 0")
-    tpot_s: float | None = Field(None, gt=0, description=f"{_SECONDS}, > 0")
-    e2e_s: float | None = Field(None, gt=0, description=f"{_SECONDS}, > 0")
+    ttft_s: float | None = Field(None, gt=0, le=MOST_S, description=f"{_SECONDS}, > 0")
+    tpot_s: float | None = Field(None, gt=0, le=MOST_S, description=f"{_SECONDS}, > 0")
+    e2e_s: float | None = Field(None, gt=0, le=MOST_S, description=f"{_SECONDS}, > 0")
 
     @model_validator(mode="after")
     def _promises_something(self) -> Self:
@@ -107,32 +122,39 @@ class SLOTable(Table):
 class TelemetryTable(Table):
     """`[telemetry]`: how engine state reaches routers."""
 
-    push_interval_s: float = Field(0.2, gt=0, description=f"{_SECONDS}, > 0")
-    push_delay_s: float = Field(0.0, ge=0, description=f"{_SECONDS}, >= 0")
+    push_interval_s: float = Field(0.2, gt=0, le=MOST_S, description=f"{_SECONDS}, > 0")
+    push_delay_s: float = Field(0.0, ge=0, le=MOST_S, description=f"{_SECONDS}, >= 0")
     push_loss: float = Field(0.0, ge=0, le=1, description="a share, 0 to 1")
     heartbeat: Literal["idle-only", "overwrite", "none"] = Field(
         "idle-only", description='"idle-only", "overwrite" or "none"'
     )
-    heartbeat_interval_s: float = Field(2.0, gt=0, description=f"{_SECONDS}, > 0")
-    scrape_interval_s: float = Field(10.0, gt=0, description=f"{_SECONDS}, > 0")
+    heartbeat_interval_s: float = Field(2.0, gt=0, le=MOST_S, description=f"{_SECONDS}, > 0")
+    scrape_interval_s: float = Field(10.0, gt=0, le=MOST_S, description=f"{_SECONDS}, > 0")
 
 
 class ClientTable(Table):
     """`[client]`: when clients give up, and how often they come back."""
 
-    timeout_s: float = Field(0.0, ge=0, description=f"{_SECONDS}, 0 for never")
-    max_retries: int = Field(0, ge=0, description="a whole number >= 0")
-    backoff_s: float = Field(0.0, ge=0, description=f"{_SECONDS}, >= 0")
+    timeout_s: float = Field(0.0, ge=0, le=MOST_S, description=f"{_SECONDS}, 0 for never")
+    max_retries: int = Field(
+        0, ge=0, le=MOST_RETRIES, description=f"a whole number from 0 to {MOST_RETRIES:,}"
+    )
+    backoff_s: float = Field(0.0, ge=0, le=MOST_S, description=f"{_SECONDS}, >= 0")
 
 
 class EventTable(Table):
     """`[[events]]`: a change of the world."""
 
-    at_s: float = Field(ge=0, description=f"{_SECONDS}, >= 0 and before horizon_s")
+    at_s: float = Field(ge=0, le=MOST_S, description=f"{_SECONDS}, >= 0 and before horizon_s")
     kind: _Kind = Field(description='"down", "up", "slowdown" or "lose_blocks"')
     engine: str = Field(min_length=1, description="an engine's name")
-    factor: float | None = Field(None, gt=0, description="a factor > 0 (1 ends the slowdown)")
-    blocks: int | None = Field(None, ge=1, description=_COUNT)
+    factor: float | None = Field(
+        None,
+        gt=0,
+        le=MOST_FACTOR,
+        description=f"a factor > 0 up to {MOST_FACTOR:,.0f} (1 ends the slowdown)",
+    )
+    blocks: int | None = Field(None, ge=1, le=MOST_COUNT, description=_COUNT)
 
     @model_validator(mode="after")
     def _has_its_value(self) -> Self:
@@ -172,8 +194,8 @@ class ScenarioFile(Table):
 
     description: str = Field(min_length=1, description="what the scenario is")
     clock: Literal["measured", "saturation"] = Field(description='"measured" or "saturation"')
-    horizon_s: float = Field(gt=0, description=f"{_SECONDS}, > 0: arrivals stop there")
-    warmup_s: float = Field(ge=0, description=f"{_SECONDS}, >= 0 and below horizon_s")
+    horizon_s: float = Field(gt=0, le=MOST_S, description=f"{_SECONDS}, > 0: arrivals stop there")
+    warmup_s: float = Field(ge=0, le=MOST_S, description=f"{_SECONDS}, >= 0 and below horizon_s")
     rate_rps: float = Field(gt=0, description="requests per second at load 1.0, > 0")
     rate_source: str = Field(min_length=1, description='"estimate" or the command that found it')
     loads: tuple[float, ...] = Field(min_length=1, description="factors of rate_rps, increasing")
@@ -216,6 +238,12 @@ class ScenarioFile(Table):
                     f"engine[{index}].saturation: has no meaning for clock = {self.clock!r}; "
                     'remove it, or write clock = "saturation"'
                 )
+        cached = {group.block_size for group in self.engine if group.prefix_caching}
+        if len(cached) > 1:
+            yield (
+                f"engine[].block_size: engines with prefix_caching have {sorted(cached)}; "
+                "give them one size"
+            )
         yield from _repeated("engine[].name", self.engine_names())
         yield from _repeated("slo[].name", [slo.name for slo in self.slo])
         yield from _event_problems(self)

@@ -16,7 +16,8 @@ MAPPING: dict[str, str] = PYPROJECT["tool"]["setuptools"]["package-dir"]
 # Rooms from the ground up; one imports from rooms that stand before it. A room is a package or a
 # module right below `synergy_gym`. What is imported for the type checker alone does not count.
 STOREYS = (
-    "arrays behaviour isolation jit_cache jit_notice jit moved seasons seeding specs strict_toml",
+    "arrays behaviour isolation jit_cache jit_notice jit moved",
+    "limits seasons seeding specs strict_toml",
     "router_table types simulation",
     "latency metrics workload",
     "scenario_schema scenario",

@@ -218,6 +218,18 @@ engine = "h100"
         (r"^warmup_s = .*", "warmup_s = 20.0", "warmup_s: 20.0 is not below horizon_s"),
         (r"^ttft_s = .*", "ttft_ms = 1000.0", r"slo\[0\].ttft_ms: unknown key; use `ttft_s`"),
         (r"^tpot_s = .*", "tpot_s = 0.0", r"slo\[0\].tpot_s: is 0.0"),
+        (r"^tpot_s = .*", "tpot_s = 1e9", r"slo\[0\].tpot_s: is 1000000000.0.*ten years"),
+        (r"^horizon_s = .*", "horizon_s = 1e10", r"horizon_s: is 1\d*.0.*ten years"),
+        (
+            r"^\[traffic\]",
+            "[client]\nmax_retries = 65535\n[traffic]",
+            r"client.max_retries: is 65535.*from 0 to 65,534",
+        ),
+        (
+            r"^push_interval_s = .*",
+            "push_interval_s = 0.2\npush_delay_s = 1e9",
+            r"telemetry.push_delay_s: is 1000000000.0.*ten years",
+        ),
         (
             r"^push_interval_s = .*",
             "push_interval = 0.2",
@@ -300,6 +312,8 @@ def test_mistakes_name_file_key_and_cure(
         ([("h100", "down", 5.0, ""), ("h100", "up", 2.0, "")], r"events\[1\].at_s: .*sort events"),
         ([("h100", "slowdown", 1.0, "")], r"events\[0\].*factor: missing"),
         ([("h100", "slowdown", 1.0, "factor = 0.0")], r"events\[0\].factor: is 0.0"),
+        ([("h100", "slowdown", 1.0, "factor = 1e9")], r"events\[0\].factor: .*up to 1,000,000"),
+        ([("h100", "lose_blocks", 1.0, "blocks = -4")], r"events\[0\].blocks: is -4"),
         ([("h100", "down", 1.0, "factor = 2.0")], r"events\[0\].*factor: has no meaning"),
         ([("h100", "lose_blocks", 1.0, "blocks = 1440")], r"events\[0\].blocks: .*take fewer"),
         ([("h100", "explode", 1.0, "")], r"events\[0\].kind: is 'explode'"),
@@ -314,6 +328,19 @@ def test_impossible_events_are_refused(
     )
     with pytest.raises(ScenarioError, match=expected):
         load_scenario(smoke(extra=extra))
+
+
+def test_engines_that_cache_have_one_block_size(tmp_path: Path) -> None:
+    text = (FILES.scenarios / "smoke-cluster.toml").read_text()
+    path = tmp_path / "mine.toml"
+    for old, new in (("weight = 2.0", "weight = 2.0\nblock_size = 8"), ("s = 1440", "s = 2881")):
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text)
+    with pytest.raises(ScenarioError, match=r"mine.toml: engine\[\].block_size: .*\[8, 16\]; give"):
+        load_scenario(path)
+    path.write_text(text.replace("prefix_caching = true", "prefix_caching = false", 1))
+    assert [engine.block_size for engine in load_scenario(path).engines] == [8, 8, 16]
 
 
 SATURATION = ("^clock = .*", 'clock = "saturation"')

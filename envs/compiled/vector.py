@@ -90,8 +90,9 @@ def step_engines(  # type: ignore[no-untyped-def]
     width, flat = actions.shape[1], actions.reshape(actions.size)
     for i in range(len(rewards)):
         t = i * VECTOR_ROW
-        c = int64s(table[t + V_CONTROL], ANY)
-        if table[t + V_WHO] != WHO_NOBODY and not is_legal(c, flat, i * width):
+        if table[t + V_WHO] == WHO_NOBODY:
+            continue  # its addresses lead nowhere
+        if not is_legal(int64s(table[t + V_CONTROL], ANY), flat, i * width):
             return -1 - i
     done = 0
     for i in range(len(rewards)):
@@ -144,9 +145,10 @@ def step_joints(  # type: ignore[no-untyped-def]
     width, flat, engines = actions.shape[1], actions.reshape(actions.size), met_by.shape[1]
     for i in range(len(rewards)):
         t = i * VECTOR_ROW
+        if table[t + V_WHO] == WHO_NOBODY:
+            continue  # its addresses lead nowhere
         control = int64s(table[t + V_CONTROL], table[t + V_CONTROL_SIZE])
-        legal = 0 <= actions[i, 0] < engines and is_legal(control, flat, i * width + 1)
-        if table[t + V_WHO] != WHO_NOBODY and not legal:
+        if not (0 <= actions[i, 0] < engines and is_legal(control, flat, i * width + 1)):
             return -1 - i
     done = 0
     for i in range(len(rewards)):

@@ -32,8 +32,16 @@ import numpy as np
 from synergy_gym.arrays import FS_PER_MS as FS_PER_MS
 from synergy_gym.jit import inner
 from synergy_gym.latency.grids import FS_PER_PS as FS_PER_PS
-from synergy_gym.latency.grids import MAX_SEQUENCES, MAX_TOKENS, curve, grid_ns, grid_ns_kernel
+from synergy_gym.latency.grids import (
+    MAX_SEQUENCES,
+    MAX_TOKENS,
+    curve,
+    grid_ns,
+    grid_ns_kernel,
+    longest_grid_ns,
+)
 from synergy_gym.latency.grids import UNIT as UNIT
+from synergy_gym.limits import MOST_FACTOR, MOST_NS
 from synergy_gym.types import EngineSpec, IntArray
 
 FS_PER_NS = 10**6
@@ -53,6 +61,9 @@ EXPERTS, GRID = 18, 19
 """Positions of the experts' times (largest S, then ps for S = 0, 1, ...) and of a grid block."""
 CLOCK_SIZE = 20
 """Values at the head of a clock vector; tables follow."""
+MOST_STEP_NS = 3600 * 10**9
+"""The longest iteration before noise, stragglers and slowdowns: an hour."""
+_MOST_TERM_MS = MOST_STEP_NS / 10**6
 TABLES = (BY_SEQUENCES, BY_TOKENS, EXPERTS, GRID)
 """Head entries that are positions of tables in the same array."""
 
@@ -84,6 +95,11 @@ class StepTerms:
             value = getattr(self, item.name)
             if item.name != "experts_ms" and not (np.isfinite(value) and value >= 0):
                 raise ValueError(f"StepTerms.{item.name} is {value}; it must be finite and >= 0")
+            if item.name.endswith("_ms") and item.name != "experts_ms" and value > _MOST_TERM_MS:
+                raise ValueError(
+                    f"StepTerms.{item.name} is {value}; an iteration lasts at most "
+                    f"{_MOST_TERM_MS:,.0f} ms, give less"
+                )
         check_knots("StepTerms.experts_ms", self.experts_ms)
         if self.noise_sd > 0.25:
             raise ValueError(
@@ -92,6 +108,11 @@ class StepTerms:
         if self.straggler_probability > 1:
             raise ValueError(
                 f"StepTerms.straggler_probability is {self.straggler_probability}; use 0..1"
+            )
+        if self.straggler_factor > MOST_FACTOR:
+            raise ValueError(
+                f"StepTerms.straggler_factor is {self.straggler_factor}; use at most "
+                f"{MOST_FACTOR:,.0f}"
             )
 
     def scaled(self, factor: float) -> StepTerms:
@@ -154,6 +175,53 @@ def check_reach(clock: IntArray, spec: EngineSpec) -> None:
                 f"engine {spec.name!r}: {name} is {getattr(spec, name)}, but its clock's table "
                 f"ends at {last}; make the clock for this engine"
             )
+
+
+def check_durations(clock: IntArray, spec: EngineSpec, longest: int, slowdown: float) -> None:
+    """Raise `ValueError` when an iteration could last longer than the simulator can count.
+
+    Args:
+        clock: of the engine.
+        spec: the engine.
+        longest: most tokens of a request, prompt and output.
+        slowdown: the largest factor of an event.
+    """
+    plain_ns = _longest_ns(clock, spec, longest)
+    worst_ns = plain_ns * (UNIT + (131070 * int(clock[NOISE]) * 29059002 >> 40)) >> 20
+    if clock[STRAGGLER_P]:
+        worst_ns = worst_ns * max(int(clock[STRAGGLER_FACTOR]), UNIT) >> 20
+    worst_ns = worst_ns * max(round(slowdown * UNIT), UNIT) >> 20
+    if plain_ns > MOST_STEP_NS:
+        raise ValueError(
+            f"engine {spec.name!r}: by its clock an iteration can last {plain_ns / 1e9:.3g} s, "
+            f"more than {MOST_STEP_NS // 10**9:,} s; lower the clock's terms, or the engine's "
+            "max_num_seqs, max_num_batched_tokens or max_model_len"
+        )
+    if worst_ns > MOST_NS:
+        raise ValueError(
+            f"engine {spec.name!r}: with its stragglers and a slowdown of factor {slowdown:g} an "
+            f"iteration can last {worst_ns / 1e9:.3g} s, more than ten years; lower the factor"
+        )
+
+
+def _longest_ns(clock: IntArray, spec: EngineSpec, longest: int) -> int:
+    """An upper bound of what `step_ns` gives before noise; exact integers."""
+    c = [int(x) for x in clock[:CLOCK_SIZE]]
+    sequences, tokens = spec.max_num_seqs, spec.max_num_batched_tokens
+    length = min(spec.max_model_len, spec.kv_blocks * spec.block_size, longest)
+    context, pairs = sequences * length, tokens * length
+    if c[GRID]:
+        return longest_grid_ns(clock, c[GRID], context, pairs)
+    fs = c[0] + c[1] * sequences + c[2] * tokens
+    if c[BY_SEQUENCES]:
+        by_sequences = int(clock[c[BY_SEQUENCES] : c[BY_TOKENS]].max())
+        by_tokens = int(clock[c[BY_TOKENS] :].max())
+        fs += (by_sequences * by_tokens >> 20) * FS_PER_PS
+    fs = max(fs, c[FLOOR_NS] * FS_PER_NS + c[FLOOR_PER_TOKEN] * tokens)
+    if c[EXPERTS]:
+        fs += int(clock[c[EXPERTS] + 1 :].max()) * FS_PER_PS
+    fs += c[PER_SAMPLE] * sequences + (c[3] + c[5] + c[7]) * context + c[4] * pairs + c[6]
+    return fs // FS_PER_NS
 
 
 def _reach(clock: IntArray) -> Iterator[tuple[str, int]]:
@@ -233,6 +301,12 @@ def _mix_kernel(value):  # type: ignore[no-untyped-def]
 
 
 @inner
+def _times_kernel(ns, factor):  # type: ignore[no-untyped-def]
+    """`ns * factor >> 20`, where the product would not fit."""
+    return (ns >> 20) * factor + (((ns & (UNIT - 1)) * factor) >> 20)
+
+
+@inner
 def step_ns_kernel(  # type: ignore[no-untyped-def]
     a, o, step, sequences, tokens, context, pairs, prefill_context, has_prefill, mixed
 ):
@@ -269,7 +343,7 @@ def step_ns_kernel(  # type: ignore[no-untyped-def]
     if a[o + STRAGGLER_P] != 0:
         draw = _mix_kernel((a[o + SEED] + step) ^ 0x5DEECE66D5DEECE6)
         if np.int64(draw >> np.uint64(32)) < a[o + STRAGGLER_P]:
-            ns = (ns * a[o + STRAGGLER_FACTOR]) >> 20
+            ns = _times_kernel(ns, a[o + STRAGGLER_FACTOR])
     if a[o + SLOW] != UNIT:
-        ns = (ns * a[o + SLOW]) >> 20
+        ns = _times_kernel(ns, a[o + SLOW])
     return max(ns, 1)

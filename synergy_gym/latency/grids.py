@@ -21,6 +21,7 @@ A grid block at position g of a clock vector:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -119,6 +120,21 @@ def grid_ns(
     shape = (FIELD_TOKENS, FIELD_CONTEXTS)
     bend = on_grid(values, field, shape, max(tokens, 1), context + prefill_context + 1)
     return max((ps // 1000) * (UNIT + bend) >> 20, 1)
+
+
+def longest_grid_ns(values: IntArray, g: int, context: int, pairs: int) -> int:
+    """An upper bound of `grid_ns` up to so much context and so many pairs."""
+    head = g + HEADER + int(values[g + MAX_TOKENS]) + 1
+    decode = head + int(values[g + MAX_SEQUENCES]) + 1
+    attention = decode + BATCHES * CONTEXTS
+    field = attention + PAIRS
+    parts = (g + HEADER, head, decode, attention, field, field + FIELD_TOKENS * FIELD_CONTEXTS)
+    highest = [int(values[one:end].max()) for one, end in pairwise(parts)]
+    by_tokens, by_sequences, decodes, _, bend = highest
+    ps = by_tokens + by_sequences + decodes + (decodes * int(values[g + MIXED]) >> 20)
+    ps += on_curve(values, attention, PAIRS, pairs)
+    ps += int(values[g + PREFILL_CONTEXT]) * context // FS_PER_PS
+    return (ps // 1000) * (UNIT + max(bend, 0)) >> 20
 
 
 @inner

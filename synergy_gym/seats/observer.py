@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from synergy_gym.seats.router import RouterSeat
     from synergy_gym.simulation import Simulation
 
-    Seat = EngineSeat | RouterSeat
+    Seat: TypeAlias = "EngineSeat | RouterSeat"
 
 
 class Observer:

@@ -209,9 +209,10 @@ class _EngineHost(_Host):
         self.seat.reset(rng, spec, slos)
 
     def decide(self, unseen: list[StepReport], content: tuple[Any, ...]) -> Any:
+        spec, slos = self._given
         for step in unseen:
             self.seat.observe(step)
-        return self.seat.decision(engine_view(*content, *self._given))
+        return self.seat.decision(engine_view(*content, spec=spec, slos=slos))
 
 
 class _RouterHost(_Host):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from synergy_gym.limits import is_integer as is_integer
 from synergy_gym.types import (
     ADVERT_TERMS,
     BatchDecision,
@@ -86,11 +87,8 @@ def check_limits(spec: EngineSpec, budget: int, max_running: int | None, chunk: 
         )
     if chunk < 0:
         raise ValueError(f"prefill_chunk is {chunk}; use 0 (no cap) or a positive number of tokens")
-
-
-def is_integer(value: object) -> bool:
-    """Whether `value` is a whole number, Python's or NumPy's (a bool is not)."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if chunk >= 1 << 63:
+        raise ValueError(f"prefill_chunk is {chunk}; use 0 (no cap) or a number below 2**63")
 
 
 def _check_order(name: str, order: IntArray, length: int) -> None:
@@ -103,7 +101,8 @@ def _check_order(name: str, order: IntArray, length: int) -> None:
 def _check_caps(caps: IntArray, running: int, waiting: int) -> None:
     array = np.asarray(caps)
     whole = array.dtype.kind in "iu" or not array.size
-    if not whole or array.shape != (running + waiting,) or bool(np.any(array < -1)):
+    shaped = whole and array.shape == (running + waiting,)
+    if not shaped or bool(np.any(array < -1)) or int(array.max(initial=0)) >= 1 << 63:
         raise ValueError(
             f"token_caps must hold {running} + {waiting} values (running, then waiting): "
             f"-1 free, 0 skip, n at most n tokens; it is {caps!r}"

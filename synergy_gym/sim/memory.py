@@ -66,7 +66,16 @@ class Memory:
         return self._block.copy()
 
     def overwrite(self, block: NDArray[np.uint8]) -> None:
-        """Return to what `bytes()` gave."""
+        """Return to what `bytes()` gave.
+
+        Raises:
+            ValueError: it is that of another episode.
+        """
+        if block.shape != self._block.shape:
+            raise ValueError(
+                f"the snapshot has {block.size} bytes, this episode {self._block.size}; take one "
+                "from a simulator of the same episode"
+            )
         self._block[:] = block
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Memory:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from synergy_gym.latency.clock import FS_PER_MS, UNIT
+from synergy_gym.latency.clock import UNIT
 from synergy_gym.sim.adverts import NOT_PREDICTED
+from synergy_gym.sim.arguments import cached_block_size, ring_place, ring_size
 from synergy_gym.sim.compiled import layout as L
 from synergy_gym.sim.compiled.pcg64 import write_state
 from synergy_gym.sim.compiled.records import Layout
@@ -31,6 +33,8 @@ from synergy_gym.workload.base import Workload
 GAPS = 1 << 15
 BUCKETS = 1024
 REQUEST_VECTOR = 8
+MOST_BYTES = 1 << 36
+"""The largest memory of an episode."""
 _ORDERS = {
     "queue": L.ORDER_QUEUE,
     "shortest-prompt": L.ORDER_SHORTEST,
@@ -107,42 +111,6 @@ class EngineRegions:
             self.seats = sizer.take(L.NUMBER, spec.max_num_seqs)
             self.blocks = sizer.take(L.BLOCK, spec.kv_blocks + 1)
             self.map = sizer.take(L.NUMBER, _map_slots(spec.kv_blocks))
-
-
-def check_spec(spec: EngineSpec) -> None:
-    """Raise `ValueError` when an engine cannot exist."""
-    for name in (
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "max_model_len",
-        "kv_blocks",
-        "block_size",
-    ):
-        if getattr(spec, name) < 1:
-            raise ValueError(
-                f"engine {spec.name!r}: {name} is {getattr(spec, name)}; it must be >= 1"
-            )
-    if spec.max_num_seqs >= 1 << 21 or spec.max_num_batched_tokens >= 1 << 21:
-        raise ValueError(f"engine {spec.name!r}: limits above 2,097,151 are not supported")
-
-
-MOST_TOKENS = 1 << 30
-"""Longest prompt or output, and widest priority, that the records of requests hold."""
-
-
-def check_widths(workload: Workload, engines: int, classes: int) -> None:
-    """Raise `ValueError` when numbers of an episode do not fit into its memory."""
-    for name in ("prompt_tokens", "output_tokens", "priority"):
-        column = getattr(workload, name)
-        if len(column) and int(np.abs(column).max()) > MOST_TOKENS:
-            at = int(np.abs(column).argmax())
-            raise ValueError(
-                f"request {at}: {name} is {column[at]}; the simulator holds at most {MOST_TOKENS:,}"
-            )
-    if engines >= 1 << 15:
-        raise ValueError(f"{engines} engines; a simulation has at most {(1 << 15) - 1:,}")
-    if classes > 1 << 8:
-        raise ValueError(f"{classes} SLO classes; a simulation has at most {1 << 8}")
 
 
 def fill_engine(
@@ -224,7 +192,7 @@ def fill_requests(memory: Memory, workload: Workload) -> None:
 
 def fill_events(records: Records, events: Sequence[Event]) -> None:
     """Write the world events in time order (ties in the order given)."""
-    for i, event in enumerate(sorted(events, key=lambda event: event.at_s)):
+    for i, event in enumerate(sorted(events, key=lambda event: nanoseconds(event.at_s))):
         value = event.blocks if event.kind == "lose_blocks" else round(event.factor * UNIT)
         records[i] = (nanoseconds(event.at_s), value, _EVENTS[event.kind], event.engine)
 
@@ -240,15 +208,6 @@ def fill_families(records: Records, workload: Workload) -> None:
     records["think_ns"] = np.where(workload.after >= 0, workload.arrival_ns, -1)
 
 
-def ring_size(telemetry: TelemetrySpec, clocks: Sequence[IntArray]) -> int:
-    """Pushes that can be under way at once, with room for heartbeats."""
-    # Noise shortens an iteration to an eighth at most (StepTerms.noise_sd <= 0.25).
-    step_s = min(int(clock[0]) for clock in clocks) / (8 * FS_PER_MS * 1000)
-    pushed_s = max(telemetry.push_interval_s, step_s)
-    shortest_s = max(min(pushed_s, telemetry.heartbeat_interval_s), 1e-6)
-    return 4 + 2 * int(telemetry.push_delay_s / shortest_s)
-
-
 def fill_objectives(records: Records, slos: Sequence[SLO]) -> None:
     """Write TTFT, TPOT and E2E limits per class in nanoseconds (-1: not declared)."""
     for i, slo in enumerate(slos):
@@ -256,7 +215,7 @@ def fill_objectives(records: Records, slos: Sequence[SLO]) -> None:
         records[i] = tuple(-1 if limit is None else nanoseconds(limit) for limit in limits)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class World:
     """Everything that a memory is built from; see `Simulator` for the fields."""
 
@@ -293,11 +252,16 @@ class World:
         caching = any(spec.prefix_caching for spec in self.engines)
         return caching or self.workload.content is not None
 
-    @property
-    def sessions(self) -> int:
-        """Session ids that the router's memory must hold."""
-        n = len(self.workload)
-        return int(self.workload.session.max()) + 1 if n and not self.auto_route else 0
+    @cached_property
+    def sessions(self) -> tuple[IntArray, IntArray]:
+        """Session ids that the router's memory must hold; the place of each request's, -1: none."""
+        session = self.workload.session
+        most = -1 if self.auto_route else int(session.max(initial=-1))
+        if most < len(session):
+            return np.arange(most + 1), np.maximum(session, -1)
+        ids, places = np.unique(session, return_inverse=True)
+        first = int(ids.searchsorted(0))
+        return ids[first:], np.maximum(places - first, -1)
 
     @property
     def first_request(self) -> int:
@@ -329,9 +293,10 @@ def _reserve(world: World, sizer: Sizer) -> dict[str, int]:
     if world.record_itl:
         places["gaps_size"] = GAPS + 4 * max(spec.max_num_seqs for spec in world.engines)
         places["gaps"] = sizer.take(L.GAP, places["gaps_size"])
-    if world.sessions:
+    sessions = len(world.sessions[0])
+    if sessions:
         places["sessions"] = sizer.take(L.NUMBER, n)
-        places["session_places"] = sizer.take(L.SESSION, world.sessions)
+        places["session_places"] = sizer.take(L.SESSION, sessions)
     if world.closed_loop:
         places["families"] = sizer.take(L.FAMILY, n)
     places["requests"] = sizer.take(L.REQUEST, n)
@@ -387,10 +352,11 @@ def build_memory(world: World) -> Memory:
     ]
     offsets = ids = np.empty(0, np.int64)
     if world.needs_blocks:
-        offsets, ids = world.workload.block_ids(world.engines[0].block_size)
+        offsets, ids = world.workload.block_ids(cached_block_size(world.engines))
         places["block_offsets"] = sizer.take(L.WIDE, len(offsets))
         places["block_ids"] = sizer.take(L.WIDE, len(ids))
     ring_places = _reserve_router(world, sizer)
+    _check_size(world, sizer.size)
     block = empty_block(sizer.size)
     head = block[: L.WORLD.size].view(L.WORLD.dtype)
     for field, value in (places | _constants(world)).items():
@@ -406,6 +372,18 @@ def build_memory(world: World) -> Memory:
     return memory
 
 
+def _check_size(world: World, size: int) -> None:
+    if size <= MOST_BYTES:
+        return
+    retries, gib = world.client.max_retries, 2**30
+    raise ValueError(
+        f"the episode takes {size / gib:,.0f} GiB of memory, above {MOST_BYTES / gib:.0f}: "
+        f"{len(world.workload):,} requests with {retries:,} retries on {len(world.engines)} "
+        "engines; lower client.max_retries, the number of requests, or kv_blocks, max_num_seqs "
+        "and max_model_len where prefixes are cached"
+    )
+
+
 def _fill_world(memory: Memory, world: World) -> None:
     n, head = len(world.workload), memory.world
     fill_objectives(memory.records(L.OBJECTIVE, head["objectives"], len(world.slos)), world.slos)
@@ -416,9 +394,10 @@ def _fill_world(memory: Memory, world: World) -> None:
     if world.client.max_retries > 0:
         outputs = memory.records(L.NUMBER, head["true_outputs"], n)
         outputs["value"] = world.workload.output_tokens
-    if world.sessions:
-        memory.records(L.NUMBER, head["sessions"], n)["value"] = world.workload.session
-        known = memory.records(L.SESSION, head["session_places"], world.sessions)
+    ids, numbers = world.sessions
+    if len(ids):
+        memory.records(L.NUMBER, head["sessions"], n)["value"] = numbers
+        known = memory.records(L.SESSION, head["session_places"], len(ids))
         known["engine"] = known["at_ns"] = -1
 
 
@@ -429,8 +408,13 @@ def _reserve_router(world: World, sizer: Sizer) -> dict[str, int]:
     return {
         "weights": sizer.take(L.WIDE, len(rule.weights)),
         "owners": sizer.take(L.NUMBER, len(rule.owners)),
-        "session_places": sizer.take(L.NUMBER, world.sessions if rule.place_of else 0),
+        "session_places": sizer.take(L.NUMBER, _on_ring(world, rule)),
     }
+
+
+def _on_ring(world: World, rule: RouterRule) -> int:
+    """How many sessions have a place on the rule's ring."""
+    return len(world.sessions[0]) if rule.kind == "session" else 0
 
 
 def _fill_router(memory: Memory, world: World, places: dict[str, int]) -> None:
@@ -446,9 +430,9 @@ def _fill_router(memory: Memory, world: World, places: dict[str, int]) -> None:
     weights = memory.numbers(places["weights"], len(rule.weights))
     weights.view(np.float64)[:] = rule.weights
     memory.records(L.NUMBER, places["owners"], len(rule.owners))["value"] = rule.owners
-    if rule.place_of is not None:
-        begins = [rule.place_of(session) for session in range(world.sessions)]
-        memory.records(L.NUMBER, places["session_places"], world.sessions)["value"] = begins
+    if _on_ring(world, rule):
+        begins = [ring_place(rule, session) for session in world.sessions[0].tolist()]
+        memory.records(L.NUMBER, places["session_places"], len(begins))["value"] = begins
 
 
 def _fill_engine_and_row(memory: Memory, world: World, index: int, regions: EngineRegions) -> None:

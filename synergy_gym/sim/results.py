@@ -12,8 +12,7 @@ from synergy_gym.types import IntArray, Outcome, RequestRecords
 def request_records(memory: Memory, session: IntArray) -> RequestRecords:
     """Columns of the memory's requests; see `RequestRecords`."""
     requests, details = memory.requests, memory.details
-    left = requests["state"] == L.LEFT
-    outcome = np.where(left, requests["outcome"], int(Outcome.UNFINISHED)).astype(np.int64)
+    outcome = _outcomes(memory)
     finished = outcome == int(Outcome.FINISHED)
     return RequestRecords(
         arrival_ns=requests["arrival_ns"].copy(),
@@ -31,6 +30,32 @@ def request_records(memory: Memory, session: IntArray) -> RequestRecords:
         session=session.copy(),
         attempts=requests["attempts"].astype(np.int64),
     )
+
+
+def _outcomes(memory: Memory) -> IntArray:
+    """What became of every request: until the episode has ended, of some nothing yet."""
+    requests, world = memory.requests, memory.world
+    left = requests["state"] == L.LEFT
+    if world["over"]:
+        return np.where(left, requests["outcome"], int(Outcome.UNFINISHED)).astype(np.int64)
+    outcome = np.where(left, requests["outcome"], int(Outcome.PENDING)).astype(np.int64)
+    if world["closed_loop"]:
+        outcome[_never_arriving(memory)] = int(Outcome.UNFINISHED)
+    return outcome
+
+
+def _never_arriving(memory: Memory) -> list[int]:
+    """Requests of a closed loop that were due after the horizon, and all that wait for them."""
+    requests = memory.requests
+    families = memory.records(L.FAMILY, memory.world["families"], len(requests))
+    unborn = (requests["attempts"] == 0) & (requests["outcome"] == int(Outcome.UNFINISHED))
+    never: list[int] = np.flatnonzero(unborn).tolist()
+    for request in never:  # grows meanwhile
+        child = int(families["first_child"][request])
+        while child >= 0:
+            never.append(child)
+            child = int(families["next_sibling"][child])
+    return never
 
 
 def _emitted(memory: Memory) -> IntArray:

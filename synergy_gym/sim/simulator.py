@@ -10,8 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.latency.clock import check_reach
 from synergy_gym.sim.adverts import predicted_ns, published, started_with
+from synergy_gym.sim.arguments import (
+    cached_block_size,
+    check_engine,
+    check_episode,
+    check_messages,
+    check_times,
+)
 from synergy_gym.sim.compiled import layout as L
 from synergy_gym.sim.compiled.clock import batch, route, run
 from synergy_gym.sim.compiled.decision_log import chain_arrays
@@ -26,9 +32,9 @@ from synergy_gym.sim.compiled.exports import (
     write_arrival,
     write_queue,
 )
-from synergy_gym.sim.decisions import check_decision, check_rule, is_integer
+from synergy_gym.sim.decisions import check_decision, is_integer
 from synergy_gym.sim.memory import Memory
-from synergy_gym.sim.memory_build import World, build_memory, check_spec, check_widths
+from synergy_gym.sim.memory_build import World, build_memory
 from synergy_gym.sim.points import BATCH, DONE, ROUTE
 from synergy_gym.types import (
     INFORMATION_CLASSES,
@@ -113,17 +119,22 @@ class Simulator:
         # The traffic itself is in the memory: a million requests need not be kept twice.
         self._session = workload.session
         self._has_content = workload.content is not None
-        self._check(workload, clocks, rules, auto_route)
+        self._shown_ids: tuple[IntArray, IntArray] | None = None
+        telemetry, chosen = telemetry or TelemetrySpec(), rules or [None] * len(self.engines)
+        rule = None if router is None else router[0]
+        check_episode(engines, clocks, chosen, workload, slos, events, rule, auto_route=auto_route)
+        check_times(warmup_ns=warmup_ns, horizon_ns=horizon_ns, stop_ns=stop_ns)
+        check_messages(telemetry, clocks)
         self._auto_route = auto_route
         world = World(
             engines=self._specs,
             clocks=clocks,
             workload=workload,
             slos=tuple(slos),
-            telemetry=telemetry or TelemetrySpec(),
+            telemetry=telemetry,
             client=client or ClientSpec(),
             events=events,
-            rules=rules or [None] * len(self.engines),
+            rules=chosen,
             adverts=started_with(adverts, len(self.engines)),
             warmup_ns=warmup_ns,
             horizon_ns=horizon_ns,
@@ -134,38 +145,13 @@ class Simulator:
             router=router,
         )
         self._memory = build_memory(world)
+        shown = self._specs[0].block_size
+        if self._has_content and shown != cached_block_size(self._specs):
+            self._shown_ids = workload.block_ids(shown)  # those of the memory have another size
         self._itl: list[IntArray] = []
         self._waiting_for: int = -1
         self._arrival: list[int] = []
         self._arrival_key: tuple[int, int] = (-1, -1)
-
-    def _check(
-        self,
-        workload: Workload,
-        clocks: Sequence[IntArray],
-        rules: Sequence[DecisionRule | None] | None,
-        auto_route: bool,
-    ) -> None:
-        if not self.engines:
-            raise ValueError("a simulation needs at least one engine")
-        for spec in self.engines:
-            check_spec(spec)
-        if len(clocks) != len(self.engines) or (rules and len(rules) != len(self.engines)):
-            raise ValueError("give one clock, and one rule or None, per engine")
-        if auto_route and len(self.engines) > 1:
-            raise ValueError("auto_route needs a single engine; answer ROUTE points instead")
-        sizes = {spec.block_size for spec in self.engines if spec.prefix_caching}
-        if len(sizes) > 1:
-            raise ValueError(f"engines with prefix caching must share a block size, not {sizes}")
-        n = len(workload)
-        if n and int(workload.slo_class.max()) >= max(len(self.slos), 1):
-            raise ValueError("workload.slo_class names a class beyond `slos`")
-        check_widths(workload, len(self.engines), len(self.slos))
-        for spec, clock in zip(self.engines, clocks, strict=True):
-            check_reach(clock, spec)
-        for spec, rule in zip(self.engines, rules or (), strict=False):
-            if rule is not None:
-                check_rule(spec, rule)
 
     @property
     def memory(self) -> Memory:
@@ -278,17 +264,23 @@ class Simulator:
     # -- views -------------------------------------------------------------------------
 
     def engine_state(self, engine: int) -> IntArray:
-        """The engine state vector (`EngineStateField`) at the current instant."""
+        """The engine state vector (`EngineStateField`) at the current instant.
+
+        Raises:
+            IndexError: there is no such engine.
+        """
+        check_engine(engine, len(self.engines))
         out = np.zeros(len(EngineStateField), np.int64)
         engine_state(self._memory.address, engine, out)
         return out
 
     def engine_view(self, engine: int) -> EngineView:
         """What a policy of `engine` sees now."""
+        state = self.engine_state(engine)
         return EngineView(
             spec=self.engines[engine],
             slos=self.slos,
-            state=self.engine_state(engine),
+            state=state,
             last_step=self.last_step(engine),
             fetch=lambda: (
                 self._arrays(engine, running=True),
@@ -298,15 +290,18 @@ class Simulator:
 
     def request_view(self) -> RequestView:
         """The request of the current ROUTE point."""
-        now_ns, prompt, slo_class, priority, attempts, session, *_, place = self._arrived()
-        hashes = np.empty(0, np.int64)
-        if self._has_content:
-            blocks = prompt // self._specs[0].block_size
+        now_ns, prompt, slo_class, priority, attempts, _, *_, place = self._arrived()
+        request = self.point_request
+        hashes, blocks = np.empty(0, np.int64), prompt // self._specs[0].block_size
+        if self._shown_ids is not None:
+            offsets, ids = self._shown_ids
+            hashes = ids[int(offsets[request]) :][:blocks]
+        elif self._has_content:
             hashes = self._memory.numbers(place, blocks).copy()
         return RequestView(
             prompt_tokens=prompt,
             arrival_s=now_ns / NS_PER_S,
-            session=session,
+            session=int(self._session[request]),
             slo_class=slo_class,
             priority=priority,
             attempt=attempts - 1,

@@ -6,8 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from synergy_gym.limits import MOST_NS, MOST_TOKENS
 from synergy_gym.types import IntArray
 from synergy_gym.workload.blocks import Content, block_ids
+
+_LENGTHS = "vLLM serves lengths >= 1, drop the row or raise it to 1"
+# Column -> (smallest, largest, what to do about a number that is too small).
+_RANGES = {
+    "prompt_tokens": (1, MOST_TOKENS, _LENGTHS),
+    "output_tokens": (1, MOST_TOKENS, _LENGTHS),
+    "arrival_ns": (0, MOST_NS, "sort the rows by arrival and let time begin at 0"),
+    "slo_class": (0, MOST_TOKENS, "classes count from 0"),
+    "priority": (-MOST_TOKENS, MOST_TOKENS, "any order fits smaller numbers"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,8 +73,8 @@ def make_workload(
     """Build a `Workload`, filling absent columns with their neutral value.
 
     Raises:
-        ValueError: a column has another length, arrivals run backwards, or a length is
-            smaller than 1; the message names the first offending row.
+        ValueError: a column has another length, arrivals run backwards, or a number is out of
+            range; the message names the first offending row.
     """
     n = len(arrival_ns)
     columns: dict[str, IntArray] = {}
@@ -85,30 +96,64 @@ def make_workload(
         if len(values) != n:
             raise ValueError(f"workload column {name} has {len(values)} rows, arrival_ns has {n}")
         columns[name] = values
-    _check(columns)
-    return Workload(**columns, content=content)
+    workload = Workload(**columns, content=content)
+    check_workload(workload)
+    return workload
 
 
-def _check(columns: dict[str, IntArray]) -> None:
-    for name in ("prompt_tokens", "output_tokens"):
-        bad = np.flatnonzero(columns[name] < 1)
-        if len(bad):
-            raise ValueError(
-                f"workload row {bad[0]}: {name} is {columns[name][bad[0]]}; "
-                "vLLM serves lengths >= 1, drop the row or raise it to 1"
-            )
-    open_loop = columns["after"] < 0
-    arrivals = columns["arrival_ns"][open_loop]
-    if len(arrivals) and (arrivals[0] < 0 or bool(np.any(np.diff(arrivals) < 0))):
+def check_workload(workload: Workload) -> None:
+    """Raise `ValueError` naming the first row that no simulation can play."""
+    for name, (least, most, cure) in _RANGES.items():
+        column = getattr(workload, name)
+        if len(column) and not least <= int(column.min()) <= int(column.max()) <= most:
+            row = int(np.flatnonzero((column < least) | (column > most))[0])
+            if int(column[row]) > most:
+                cure = f"at most {most:,} is possible"
+            raise ValueError(f"workload row {row}: {name} is {column[row]}; {cure}")
+    arrivals = workload.arrival_ns[workload.after < 0]
+    if bool(np.any(arrivals[1:] < arrivals[:-1])):
         raise ValueError(
             "workload arrivals must be >= 0 and non-decreasing; sort the rows by arrival"
         )
-    after = columns["after"]
+    after = workload.after
     bad = np.flatnonzero(after >= np.arange(len(after)))
     if len(bad):
         raise ValueError(
             f"workload row {bad[0]}: `after` must name an earlier row, it is {after[bad[0]]}"
         )
+    if workload.content is not None:
+        _check_content(workload.content, len(workload))
+
+
+def check_classes(workload: Workload, classes: int) -> None:
+    """Raise `ValueError` naming the first row whose SLO class is not declared."""
+    bad = np.flatnonzero((workload.slo_class < 0) | (workload.slo_class >= classes))
+    if len(bad):
+        raise ValueError(
+            f"workload row {bad[0]}: slo_class is {workload.slo_class[bad[0]]}, and {classes} SLO "
+            f"classes are declared; choose 0..{classes - 1} or declare its SLO"
+        )
+
+
+def _check_content(content: Content, requests: int) -> None:
+    nodes = len(content.parent)
+    if len(content.leaf) != requests or len(content.start) != nodes:
+        raise ValueError(
+            f"workload content has {len(content.leaf)} leaves for {requests} requests and "
+            f"{len(content.start)} starts for {nodes} parents; give one each"
+        )
+    columns = {
+        "leaf": (content.leaf < 0) | (content.leaf >= nodes),
+        "parent": (content.parent < -1) | (content.parent >= np.arange(nodes)),
+        "start": content.start < 0,
+    }
+    for name, wrong in columns.items():
+        if bool(wrong.any()):
+            row = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"workload content: {name}[{row}] is {getattr(content, name)[row]}; a leaf is a "
+                "node, a parent an earlier node or -1, a start at least 0"
+            )
 
 
 def prefix_hit_share(workload: Workload, block_size: int) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from synergy_gym.limits import MOST_S
 from synergy_gym.strict_toml import Table, suggest
 from synergy_gym.workload.arrivals import ARRIVALS, options_of
 from synergy_gym.workload.lengths import LENGTHS
@@ -88,7 +89,7 @@ class SessionTable(Table):
     """`[traffic.sessions]`: conversations of several turns."""
 
     turns: LengthTable = Field(description="the table [traffic.sessions.turns]")
-    think_s: float = Field(gt=0, description=f"{_SECONDS}, > 0")
+    think_s: float = Field(gt=0, le=MOST_S, description=f"{_SECONDS}, > 0")
     think_cv: float = Field(1.0, ge=0, description="a coefficient of variation, >= 0")
     growth: Literal["append", "window"] = Field("append", description='"append" or "window"')
     prompt_correlation: float = Field(0.0, ge=0, le=1, description=_SHARE)

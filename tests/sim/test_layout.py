@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from synergy_gym.sim.points import DONE, ROUTE
 from synergy_gym.sim.simulator import Simulator
 from synergy_gym.types import DecisionRule
 from synergy_gym.workload.base import make_workload
+from tests.strategies import SIMULATORS
 
 
 def begun(points: int) -> Simulator:
@@ -78,16 +80,23 @@ def test_a_copy_of_a_simulator_is_whole(way: object) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("prompt_tokens", 1 << 31), ("output_tokens", 1 << 40), ("priority", -(1 << 33))],
+    [
+        ("prompt_tokens", 1 << 31),
+        ("output_tokens", 1 << 40),
+        ("priority", -(1 << 33)),
+        ("priority", -(1 << 63)),  # whose absolute value is negative
+        ("slo_class", -1),
+        ("arrival_ns", (1 << 63) - 1),
+    ],
 )
 def test_numbers_that_do_not_fit_are_refused(column: str, value: int) -> None:
     scenario = load_scenario("smoke")
-    given = {"prompt_tokens": 5, "output_tokens": 5, "priority": 0, column: value}
-    workload = make_workload(
-        np.array([0]),
-        np.array([given["prompt_tokens"]]),
-        np.array([given["output_tokens"]]),
-        priority=np.array([given["priority"]]),
-    )
-    with pytest.raises(ValueError, match=f"request 0: {column} is {value}; .* at most 1,073,741"):
-        build_simulator(scenario, workload=workload, cls=Simulator)
+    given = {"arrival_ns": 0, "prompt_tokens": 5, "output_tokens": 5, column: value}
+    columns = {name: np.array([number]) for name, number in given.items()}
+    said = f"workload row 0: {column} is {value}[;,]"
+    with pytest.raises(ValueError, match=said):
+        make_workload(**columns)
+    one = make_workload(np.array([0]), np.array([5]), np.array([5]))
+    for simulator in SIMULATORS:
+        with pytest.raises(ValueError, match=said):
+            build_simulator(scenario, workload=replace(one, **columns), cls=simulator)

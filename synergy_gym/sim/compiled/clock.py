@@ -83,7 +83,7 @@ def advance(address):  # type: ignore[no-untyped-def]
         if what == _POINT:
             return world.point
         if what == _OVER:
-            world.point = DONE
+            world.point, world.over = DONE, True
             return world.point
 
 

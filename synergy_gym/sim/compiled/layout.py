@@ -287,6 +287,7 @@ WORLD = Layout("World", [
     ("check", "?"),              # stop after every iteration, to check invariants
     ("records_gaps", "?"),
     ("closed_loop", "?"),        # some request arrives only after another has left
+    ("over", "?"),               # the episode has ended
     ("heartbeat", "u1"),         # HEARTBEAT_NONE ...
     ("warmup_ns", "i8"),
     ("horizon_ns", "i8"),

@@ -27,7 +27,7 @@ from synergy_gym.sim.compiled.reach import (
 )
 from synergy_gym.sim.compiled.telemetry import refresh_row, settle_heartbeats
 
-FINISHED, REJECTED, ABORTED, FAILED = 1, 2, 3, 4
+FINISHED, REJECTED, ABORTED, FAILED, UNFINISHED = 1, 2, 3, 4, 5
 
 
 @inner
@@ -112,6 +112,8 @@ def _release_children(world, r, now):  # type: ignore[no-untyped-def]
         at_ns = now + family_of(world, child).think_ns
         if at_ns < world.horizon_ns:
             plan_return(world, at_ns, child)
+        else:
+            request_of(world, child).outcome = UNFINISHED  # it never arrives
         child = family_of(world, child).next_sibling
 
 
@@ -156,7 +158,9 @@ def met_slos(world, request, now):  # type: ignore[no-untyped-def]
     decoding = now - request.first_token_ns
     if limit.ttft_ns >= 0 and request.first_token_ns - request.arrival_ns > limit.ttft_ns:
         return False
-    if limit.tpot_ns >= 0 and decoding > limit.tpot_ns * (request.generated_tokens - 1):
+    gaps = request.generated_tokens - 1
+    # decoding > limit * gaps, where that product would not fit
+    if limit.tpot_ns >= 0 and gaps > 0 and (decoding - 1) // gaps >= limit.tpot_ns:
         return False
     return not (limit.e2e_ns >= 0 and now - request.arrival_ns > limit.e2e_ns)
 

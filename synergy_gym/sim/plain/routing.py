@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from synergy_gym.sim.arguments import ring_place
 from synergy_gym.types import IntArray, RouterRow, RouterRule
 
 
@@ -53,8 +54,7 @@ class RuledRouter:
 
     def _owner(self, rows: IntArray, session: int) -> int:
         """The first engine on the ring, from the session's place on, that is up."""
-        assert self._rule.place_of is not None
-        owners, place = self._rule.owners, self._rule.place_of(session)
+        owners, place = self._rule.owners, ring_place(self._rule, session)
         while not rows[owners[place % len(owners)], RouterRow.ALIVE]:
             place += 1
         return owners[place % len(owners)]

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.latency.clock import check_reach
 from synergy_gym.sim.adverts import started_with
+from synergy_gym.sim.arguments import check_engine, check_episode, check_messages, check_times
 from synergy_gym.sim.plain.engine import ReferenceEngine
 from synergy_gym.sim.plain.records import RequestTable
 from synergy_gym.sim.plain.routing import RuledRouter
@@ -98,7 +98,10 @@ class ReferenceSimulator:
         make_engine: Callable[[int, EngineSpec], ReferenceEngine] | None = None,
     ) -> None:
         chosen = [None] * len(engines) if rules is None else list(rules)
-        _check_arguments(engines, clocks, chosen, workload, slos, events, auto_route)
+        rule = None if router is None else router[0]
+        check_episode(engines, clocks, chosen, workload, slos, events, rule, auto_route=auto_route)
+        check_times(warmup_ns=warmup_ns, horizon_ns=horizon_ns, stop_ns=stop_ns)
+        check_messages(telemetry, clocks)
         self.engines = tuple(engines)
         self.workload = workload
         self.slos = tuple(slos)
@@ -183,6 +186,7 @@ class ReferenceSimulator:
 
     def engine_view(self, engine: int) -> EngineView:
         """What the policy of `engine` sees; meant for its BATCH points."""
+        check_engine(engine, len(self.engines))
         server = self._world.servers[engine]
         running = request_arrays(server.engine.running, self.now_ns)
         waiting = request_arrays(server.engine.waiting, self.now_ns)
@@ -195,7 +199,12 @@ class ReferenceSimulator:
         )
 
     def engine_state(self, engine: int) -> IntArray:
-        """The state vector of `engine` (`EngineStateField`)."""
+        """The state vector of `engine` (`EngineStateField`).
+
+        Raises:
+            IndexError: there is no such engine.
+        """
+        check_engine(engine, len(self.engines))
         return self._world.servers[engine].state(self.now_ns)
 
     def request_view(self) -> RequestView:
@@ -288,28 +297,3 @@ class ReferenceSimulator:
     def _shared(self) -> dict[int, Any]:
         shared = (self.workload, self.slos, *self.engines, *self._world.block_ids.values())
         return {id(value): value for value in shared}
-
-
-def _check_arguments(
-    engines: Sequence[EngineSpec],
-    clocks: Sequence[IntArray],
-    rules: Sequence[DecisionRule | None],
-    workload: Workload,
-    slos: Sequence[SLO],
-    events: Sequence[Event],
-    auto_route: bool,
-) -> None:
-    n = len(engines)
-    if n == 0 or len(clocks) != n or len(rules) != n:
-        raise ValueError(
-            f"{n} engines, {len(clocks)} clocks and {len(rules)} rules; give one of each per engine"
-        )
-    for spec, clock in zip(engines, clocks, strict=True):
-        check_reach(clock, spec)
-    if auto_route and n != 1:
-        raise ValueError(f"auto_route needs exactly one engine, there are {n}; leave it off")
-    if len(workload) and not 0 <= workload.slo_class.min() <= workload.slo_class.max() < len(slos):
-        raise ValueError(f"a request's slo_class is not in 0..{len(slos) - 1}; declare its SLO")
-    for event in events:
-        if not 0 <= event.engine < n:
-            raise ValueError(f"event at {event.at_s} s names engine {event.engine} of {n}")
