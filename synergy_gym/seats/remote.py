@@ -22,7 +22,13 @@ from synergy_gym.policies.base import EnginePolicy, Layer, RouterPolicy
 from synergy_gym.policies.registry import make_engine_policy, make_router_policy
 from synergy_gym.seats.engine import EngineSeat
 from synergy_gym.seats.router import RouterSeat
-from synergy_gym.seats.views import cluster_content, cluster_view, engine_content, engine_view
+from synergy_gym.seats.views import (
+    EngineContent,
+    cluster_content,
+    cluster_view,
+    engine_content,
+    engine_view,
+)
 from synergy_gym.types import (
     SLO,
     BatchDecision,
@@ -208,11 +214,10 @@ class _EngineHost(_Host):
         self._given = (spec, slos)
         self.seat.reset(rng, spec, slos)
 
-    def decide(self, unseen: list[StepReport], content: tuple[Any, ...]) -> Any:
-        spec, slos = self._given
+    def decide(self, unseen: list[StepReport], content: EngineContent) -> Any:
         for step in unseen:
             self.seat.observe(step)
-        return self.seat.decision(engine_view(*content, spec=spec, slos=slos))
+        return self.seat.decision(engine_view(*content, *self._given))
 
 
 class _RouterHost(_Host):
