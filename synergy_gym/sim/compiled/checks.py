@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from synergy_gym.sim.compiled import layout as L
-from synergy_gym.types import IntArray, Outcome
+from synergy_gym.sim.compiled.checks_pool import check_blocks
+from synergy_gym.types import Outcome
 
 # `Memory` itself is built on this package.
 Memory = Any
@@ -24,7 +25,7 @@ def check_memory(memory: Memory) -> None:
         waiting = _chain(requests, int(engine["first_waiting"]), int(engine["last_waiting"]))
         _check_queues(memory, engine, running, waiting)
         _check_limits(engine)
-        _check_blocks(memory, index, running)
+        check_blocks(memory, index, running)
         _check_phases(memory, index, running)
         counted += len(running) + len(waiting)
     inside = np.isin(requests["state"], (L.WAITING, L.PREFILL, L.DECODE))
@@ -84,56 +85,6 @@ def _check_limits(engine: Any) -> None:
         "invariant 5: more running than max_num_seqs"
     )
     assert plan["tokens"] <= plan["token_budget"], "invariant 5: the token budget is exceeded"
-
-
-def _held_blocks(requests: Any, engine: Any, running: list[int]) -> IntArray:
-    rows = requests[running]
-    decode = rows["state"] == L.DECODE
-    steps = np.where(decode, engine["busy_steps"], 0)
-    # Blocks of the iteration in flight are taken when it is planned.
-    flies = bool(engine["in_flight"]) and bool(engine["plan"]["sequences"] > 0)
-    ahead = decode & ~rows["skipped"] & flies
-    tokens = rows["computed_tokens"] + steps + ahead
-    size = int(engine["pool"]["block_size"])
-    result: IntArray = (tokens + size - 1) // size
-    return result
-
-
-def _check_blocks(memory: Memory, index: int, running: list[int]) -> None:
-    engine = memory.engines[index]
-    pool = engine["pool"]
-    held = _held_blocks(memory.requests, engine, running)
-    total, free = int(pool["total"] + pool["owed"]), int(pool["free"])
-    assert free >= 0, "invariant 4: negative free blocks"
-    if not pool["caching"]:
-        assert free + int(held.sum()) == total, "invariant 4: free + used blocks != total"
-        return
-    at, width = memory.part(index, "pool"), int(pool["table_width"])
-    table = memory.records(L.NUMBER, at + pool["table"], engine["max_num_seqs"] * width)["value"]
-    starts = memory.details["seat"][running].astype(np.int64) * width
-    blocks = [table[start : start + n] for start, n in zip(starts, held, strict=True)]
-    used = np.concatenate([*blocks, np.empty(0, np.int64)]).astype(np.int64)
-    counts = np.bincount(used, minlength=1)
-    nodes = memory.records(L.BLOCK, at + pool["blocks"], int(pool["size"]) + 1)
-    references = nodes["references"]
-    assert bool(np.all(references[: len(counts)][counts > 0] == counts[counts > 0])), (
-        "invariant 4: reference counts disagree with the block tables"
-    )
-    assert free + int((counts > 0).sum()) == total, "invariant 4: free + used blocks != total"
-    queued = _queue(pool, nodes)
-    assert len(queued) == free == len(set(queued)), "invariant 4: a block is freed twice"
-    assert not np.any(references[queued]), "invariant 4: a free block is referenced"
-    assert not set(queued) & set(used.tolist()), "invariant 4: a block is free and in use"
-    assert bool(np.all(references >= 0)), "invariant 4: a negative reference count"
-
-
-def _queue(pool: Any, nodes: Any) -> list[int]:
-    blocks: list[int] = []
-    number = int(pool["first_free"])
-    while number and len(blocks) <= int(pool["free"]):
-        blocks.append(number)
-        number = int(nodes[number]["queue_next"])
-    return blocks
 
 
 def _check_phases(memory: Memory, index: int, running: list[int]) -> None:

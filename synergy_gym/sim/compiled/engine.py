@@ -347,12 +347,11 @@ def admit(world, engine):  # type: ignore[no-untyped-def]
 @inner
 def _admit_one(world, engine, r, known):  # type: ignore[no-untyped-def]
     pool, request, detail = pool_of(engine), request_of(world, r), detail_of(world, r)
-    hits, idle, seat = np.int64(0), np.int64(0), np.int64(0)
+    hits, idle, ids = np.int64(0), np.int64(0), np.int64(0)
     if pool.caching:
         # At least one token is recomputed: logits are needed even when all is cached.
         most, ids = full_blocks(pool, known - 1), block_offset_of(world, r).value
-        seat = seat_of(pool, pool.num_seats - 1).value
-        hits, idle = lookup(world, pool, seat * pool.table_width, ids, most)
+        hits, idle = lookup(world, pool, ids, most)
     need = blocks_for(pool, known) - hits + idle
     if engine.running > 0:
         need += engine.watermark_blocks
@@ -361,8 +360,8 @@ def _admit_one(world, engine, r, known):  # type: ignore[no-untyped-def]
     computed = hits * pool.block_size
     if pool.caching:
         pool.num_seats -= 1
-        detail.seat = seat
-        adopt(pool, seat * pool.table_width, hits)
+        detail.seat = seat_of(pool, pool.num_seats).value
+        adopt(world, pool, detail.seat * pool.row_width, ids, hits)
     wait_unlink(world, engine, r)
     run_append(world, engine, r)
     request.state = PREFILL
@@ -409,11 +408,11 @@ def _grow(world, engine, r, computed, tokens):  # type: ignore[no-untyped-def]
     if not pool.caching:
         pool.free -= blocks_for(pool, after) - blocks_for(pool, computed)
         return
-    table = detail_of(world, r).seat * pool.table_width
-    take(pool, table, blocks_for(pool, computed), blocks_for(pool, after))
+    take(world, pool, blocks_for(pool, after) - blocks_for(pool, computed))
     full, wanted = full_blocks(pool, computed), full_blocks(pool, after)
     if full < wanted:
-        fill(world, pool, table, block_offset_of(world, r).value, full, wanted)
+        row = detail_of(world, r).seat * pool.row_width
+        fill(world, pool, row, block_offset_of(world, r).value, full, wanted)
 
 
 @inner
@@ -443,7 +442,7 @@ def free(world, engine, r, tokens):  # type: ignore[no-untyped-def]
         pool.free += count
         return
     seat = detail_of(world, r).seat
-    release(pool, seat * pool.table_width, count)
+    release(pool, seat * pool.row_width, full_blocks(pool, tokens), count)
     seat_of(pool, pool.num_seats).value = seat
     pool.num_seats += 1
 

@@ -2,7 +2,7 @@
 
 The memory is one block: the `WORLD` at its start, then what its places lead to. A *place* counts
 bytes from the start of the record that holds it. Times are nanoseconds since the episode began,
--1 before they happen; requests, engines and blocks are named by their numbers, -1 (or for blocks
+-1 before they happen; requests, engines and spans are named by their numbers, -1 (or for spans
 0) is nobody. Python sees the same memory as structured arrays (`sim/memory.py`).
 """
 
@@ -79,29 +79,37 @@ POOL = Layout("Pool", [
     ("block_shift", "i4"),       # its logarithm, -1 when it is no power of two
     ("caching", "?"),
     ("owed", "i4"),              # lost blocks that are still in the pool
-    ("first_free", "i4"),        # ends of the free queue
+    ("plain", "i4"),             # free blocks without content: the front of the free queue
+    ("first_free", "i4"),        # ends of the rest of it, which is SPANs
     ("last_free", "i4"),
     ("size", "i4"),              # blocks that it began with
+    ("made", "i4"),              # highest number of a SPAN so far
+    ("spare", "i4"),             # first of a list of those no longer used, through queue_next
     ("map_mask", "i4"),
-    ("table_width", "i4"),
-    ("num_seats", "i4"),         # free rows of the block table
-    ("blocks", "i8"),            # place of BLOCKs; block 0 is nobody
-    ("map", "i8"),               # place of NUMBERs: first block of each bucket of a hash map
-    ("table", "i8"),             # place of NUMBERs: a row of blocks per running request
+    ("row_width", "i4"),         # NUMBERs in a row of the table
+    ("num_seats", "i4"),         # free rows of the table
+    ("spans", "i8"),             # place of SPANs; span 0 is nobody
+    ("map", "i8"),               # place of NUMBERs: first span of each bucket of a hash map
+    ("table", "i8"),             # place of NUMBERs: a row of spans per running request (`cache`)
     ("seats", "i8"),             # place of NUMBERs: the stack of free rows
 ])  # fmt: skip
 """An engine's KV blocks; without prefix caching they are only counted."""
 
-BLOCK = Layout("Block", [
-    ("content", "i8"),           # chained id of what it is full of, 0 none
-    ("references", "i4"),
-    ("queue_previous", "i4"),    # links of the free queue
+SPAN = Layout("Span", [
+    ("content", "i8"),           # chained id of its first block
+    ("ids", "i8"),               # where that id lies among the world's, those behind it follow
+    ("begin", "i4"),             # place of the first block in the prompts that have it
+    ("length", "i4"),            # blocks
+    ("references", "i4"),        # requests that hold it, all of it
+    ("queue_previous", "i4"),    # links of the free queue, where it lies with its last block first
     ("queue_next", "i4"),
-    ("same_previous", "i4"),     # links among blocks of one content, oldest first; the oldest
+    ("same_previous", "i4"),     # links among spans of the same content, oldest first; the oldest
     ("same_next", "i4"),         # one's previous is the newest
     ("bucket_next", "i4"),       # behind it in its bucket, of the oldest of its content
+    ("rest", "i4"),              # what was split off its end last
+    ("alone", "?"),              # its only holder may make it longer without a look at the map
 ])  # fmt: skip
-"""A KV block: two of them are one cache line."""
+"""A stretch of KV blocks whose contents follow each other."""
 
 NUMBER = Layout("Number", [("value", "i4")])
 WIDE = Layout("Wide", [("value", "i8")])
