@@ -165,8 +165,6 @@ def fill_engine(
     engine["last"]["duration_ns"] = -1
     memory.numbers(regions.clock, len(clock))[:] = clock
     memory.records(L.NUMBER, regions.buckets, BUCKETS)["value"] = -1
-    phases = memory.records(L.PHASE, regions.phases, spec.block_size)
-    phases["first"] = phases["last"] = -1
     _fill_pool(memory, index, spec, regions)
     _fill_messages(memory, index, spec, regions)
 

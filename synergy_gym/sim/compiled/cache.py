@@ -24,7 +24,19 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.jit import inner
-from synergy_gym.sim.compiled.reach import block_id_of, bucket_head_of, seat_of, span_of, table_of
+from synergy_gym.sim.compiled.layout import DECODE
+from synergy_gym.sim.compiled.reach import (
+    block_id_of,
+    block_offset_of,
+    bucket_head_of,
+    detail_of,
+    phase_of,
+    pool_of,
+    request_of,
+    seat_of,
+    span_of,
+    table_of,
+)
 
 _MIXER = 0x9E3779B97F4A7C15
 
@@ -85,15 +97,15 @@ def settle(world, pool):  # type: ignore[no-untyped-def]
 
 
 @inner
-def lookup(world, pool, ids, most):  # type: ignore[no-untyped-def]
+def lookup(world, engine, ids, most):  # type: ignore[no-untyped-def]
     """Leading blocks of the `most` ids from `ids` on that are cached: (hits, hits lying free)."""
-    hits, idle = 0, 0
+    hits, idle, pool = 0, 0, pool_of(engine)
     while hits < most:
         number = _find(pool, block_id_of(world, ids + hits).value)
         if number == 0:
             break
         span = span_of(pool, number)
-        same = _common(world, span, ids + hits, most - hits)
+        same = _common(world, engine, span, ids + hits, most - hits)
         if span.references == 0:
             idle += same
         hits += same
@@ -101,20 +113,20 @@ def lookup(world, pool, ids, most):  # type: ignore[no-untyped-def]
 
 
 @inner
-def adopt(world, pool, row, ids, hits):  # type: ignore[no-untyped-def]
+def adopt(world, engine, row, ids, hits):  # type: ignore[no-untyped-def]
     """Take a reference on the cached blocks that `lookup` has counted; the row is empty."""
-    number, done = 0, 0
+    number, done, pool = 0, 0, pool_of(engine)
     while done < hits:
         number = _find(pool, block_id_of(world, ids + done).value)
         span = span_of(pool, number)
-        same = _common(world, span, ids + done, hits - done)
+        same = _common(world, engine, span, ids + done, hits - done)
         if same < span.length:
             _split(world, pool, number, same)
         if span.references == 0:
             _queue_unlink(pool, number)
             pool.free -= same
         span.references += 1
-        span.alone = False
+        _meet(world, engine, span)
         table_of(pool, row + 1 + done).value = number
         done += same
     table_of(pool, row).value = number
@@ -146,28 +158,34 @@ def take(world, pool, wanted):  # type: ignore[no-untyped-def]
 
 
 @inner
-def fill(world, pool, row, ids, full, wanted):  # type: ignore[no-untyped-def]
+def fill(world, engine, r, full, wanted):  # type: ignore[no-untyped-def]
     """Note that blocks `full` to `wanted` of a request will be full of their content."""
-    span = span_of(pool, table_of(pool, row).value)
-    if span.alone:
-        span.length += wanted - full
+    pool, detail = pool_of(engine), detail_of(world, r)
+    row = detail.seat * pool.row_width
+    if detail.looks:
+        _fill_beside(world, engine, r, row, full, wanted)
     else:
-        _fill_beside(world, pool, row, ids, full, wanted)
+        number = table_of(pool, row).value
+        while not span_of(pool, number).alone:
+            number = span_of(pool, number).rest
+        span = span_of(pool, number)
+        span.length = wanted - span.begin
 
 
 @inner
-def _fill_beside(world, pool, row, ids, full, wanted):  # type: ignore[no-untyped-def]
+def _fill_beside(world, engine, r, row, full, wanted):  # type: ignore[no-untyped-def]
     """`fill` where others may have filled blocks with the same content."""
+    pool, ids = pool_of(engine), block_offset_of(world, r).value
     number = _last(pool, row, full)
     while full < wanted:
         other = _find(pool, block_id_of(world, ids + full).value)
         if other == 0:
             break
         first = span_of(pool, other)
-        same = _common(world, first, ids + full, wanted - full)
+        same = _common(world, engine, first, ids + full, wanted - full)
         if same < first.length:
             _split(world, pool, other, same)
-        first.alone = False
+        _meet(world, engine, first)
         number = _begin(world, pool, row, ids, full, same)
         _enter(pool, number, other)
         full += same
@@ -179,8 +197,29 @@ def _fill_beside(world, pool, row, ids, full, wanted):  # type: ignore[no-untype
         else:
             number = _begin(world, pool, row, ids, full, wanted - full)
             _enter(pool, number, 0)
-        span_of(pool, number).alone = True
+        _part(world, engine, span_of(pool, number), r)
     table_of(pool, row).value = number
+
+
+@inner
+def _part(world, engine, span, r):  # type: ignore[no-untyped-def]
+    """The last span of a request ends with what nobody else has, nor what follows it."""
+    span.alone, span.holder = True, r
+    detail_of(world, r).looks = False
+    request = request_of(world, r)
+    if request.state == DECODE:
+        phase_of(engine, request.computed_tokens % pool_of(engine).block_size).looking -= 1
+
+
+@inner
+def _meet(world, engine, span):  # type: ignore[no-untyped-def]
+    """Another request has the contents of a span."""
+    if span.alone:
+        span.alone = False
+        detail_of(world, span.holder).looks = True
+        request = request_of(world, span.holder)
+        if request.state == DECODE:
+            phase_of(engine, request.computed_tokens % pool_of(engine).block_size).looking += 1
 
 
 @inner
@@ -198,6 +237,8 @@ def release(pool, row, full, count):  # type: ignore[no-untyped-def]
         number = begun.value if begun.value != 0 else span_of(pool, number).rest
         begun.value = 0
         span = span_of(pool, number)
+        if span.alone:
+            span.alone, span.length = False, full - done
         done += span.length
         span.references -= 1
         if span.references == 0:
@@ -210,8 +251,13 @@ def release(pool, row, full, count):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _common(world, span, ids, most):  # type: ignore[no-untyped-def]
-    """How many blocks of a span have the ids from `ids` on, at most `most`; the first one does."""
+def _common(world, engine, span, ids, most):  # type: ignore[no-untyped-def]
+    """How many blocks of a span have the ids from `ids` on, at most `most`; the first one does.
+
+    Its length is brought up to date.
+    """
+    if span.alone:
+        _lengthen(world, engine, span)
     low, high = 0, min(span.length, most) - 1
     if _equal(world, span.ids + high, ids + high):
         return high + 1
@@ -225,13 +271,22 @@ def _common(world, span, ids, most):  # type: ignore[no-untyped-def]
 
 
 @inner
+def _lengthen(world, engine, span):  # type: ignore[no-untyped-def]
+    """What a decode has filled since somebody looked; nobody writes it down while it is alone."""
+    request = request_of(world, span.holder)
+    if request.state == DECODE:
+        tokens = request.computed_tokens + engine.busy_steps + engine.ahead
+        span.length = max(span.length, full_blocks(pool_of(engine), tokens) - span.begin)
+
+
+@inner
 def _equal(world, one, other):  # type: ignore[no-untyped-def]
     return block_id_of(world, one).value == block_id_of(world, other).value
 
 
 @inner
 def _last(pool, row, full):  # type: ignore[no-untyped-def]
-    """The span of a request that ends with its block `full`, 0 if it has none."""
+    """The span of a request that ends with its block `full`, 0 if it has none; it is not alone."""
     number = table_of(pool, row).value
     span = span_of(pool, number)
     while span.begin + span.length < full:
@@ -274,7 +329,7 @@ def _split(world, pool, number, kept):  # type: ignore[no-untyped-def]
         other.length, span.length = span.length - kept, kept
         other.content = block_id_of(world, other.ids).value
         other.references = span.references
-        other.alone, span.alone = span.alone, False
+        other.alone, other.holder, span.alone = span.alone, span.holder, False
         other.rest, span.rest = span.rest, end
         if span.references == 0:
             _queue_insert(pool, end, span.queue_previous)

@@ -41,10 +41,22 @@ class Spans:
         place = self._place + int(self._pool["spans"])
         self.records = memory.records(L.SPAN, place, int(self._pool["size"]) + 1)
 
+    def length(self, number: int) -> int:
+        """Blocks of a span, with what a decode has filled and not written down."""
+        span, engine = self.records[number], self._engine
+        if not span["alone"]:
+            return int(span["length"])
+        request = self._memory.requests[span["holder"]]
+        tokens = int(request["computed_tokens"])
+        if request["state"] == L.DECODE:
+            tokens += int(engine["busy_steps"]) + int(engine["ahead"])
+        full = tokens // int(self._pool["block_size"])
+        return max(int(span["length"]), full - int(span["begin"]))
+
     def ids(self, number: int) -> IntArray:
         """Contents of a span's blocks."""
-        at, span = int(self._memory.world["block_ids"]), self.records[number]
-        result: IntArray = self._memory.numbers(at + 8 * int(span["ids"]), int(span["length"]))
+        at = int(self._memory.world["block_ids"]) + 8 * int(self.records[number]["ids"])
+        result: IntArray = self._memory.numbers(at, self.length(number))
         return result
 
     def queue(self) -> list[int]:
@@ -73,7 +85,10 @@ class Spans:
             span = int(row[1 + done]) or int(self.records["rest"][spans[-1]])
             assert int(self.records["begin"][span]) == done, "invariant 4: a span is not in place"
             spans.append(span)
-            done += int(self.records["length"][span])
+            done += self.length(span)
+        if spans:
+            alone = not self._memory.details["looks"][request]
+            assert self.records["alone"][spans[-1]] == alone, "invariant 4: a span is not alone"
         assert done == full, "invariant 4: a request's spans are not as long as its tokens"
         return spans
 
@@ -117,7 +132,7 @@ def check_blocks(memory: Memory, index: int, running: list[int]) -> None:
     rows = [spans.row(r, int(n)) for r, n in zip(running, full, strict=True)]
     used = np.array([number for row in rows for number in row], np.int64)
     queue = np.array(spans.queue(), np.int64)
-    length, references = spans.records["length"], spans.records["references"]
+    references = spans.records["references"]
     counts = np.bincount(used, minlength=len(references))
     assert bool(np.all(references[used] == counts[used])), (
         "invariant 4: reference counts disagree with the requests' spans"
@@ -125,14 +140,14 @@ def check_blocks(memory: Memory, index: int, running: list[int]) -> None:
     assert len(np.unique(queue)) == len(queue), "invariant 4: a block is freed twice"
     assert not np.any(references[queue]), "invariant 4: a free block is referenced"
     assert not np.any(counts[queue]), "invariant 4: a block is free and in use"
-    lying = int(pool["plain"]) + int(length[queue].sum())
+    lying = int(pool["plain"]) + sum(spans.length(number) for number in queue.tolist())
     assert free == lying, "invariant 4: the free queue is not as long as counted"
     used = np.unique(used)
-    busy = int((held - full).sum()) + int(length[used].sum())
+    busy = int((held - full).sum()) + sum(spans.length(number) for number in used.tolist())
     assert free + busy == total, "invariant 4: free + used blocks != total"
-    live = np.concatenate([used, queue])
-    assert bool(np.all(length[live] >= 1)), "invariant 4: a span without a block"
-    _check_contents(spans, set(live.tolist()))
+    live = set(used.tolist()) | set(queue.tolist())
+    assert all(spans.length(number) >= 1 for number in live), "invariant 4: a span without a block"
+    _check_contents(spans, live)
 
 
 def _check_contents(spans: Spans, live: set[int]) -> None:

@@ -47,8 +47,7 @@ DETAIL = Layout("Detail", [
     ("priority", "i4"),
     ("seat", "i4"),              # its row of the pool's block table, with prefix caching
     ("rank", "i8"),              # grows along the running list
-    ("edge_next", "i4"),         # behind it among the decodes of its phase, with prefix caching
-    ("edge_previous", "i4"),
+    ("looks", "?"),              # with prefix caching: others may have filled its next block, too
 ])  # fmt: skip
 """The rest of a request: what an ordinary iteration does not touch."""
 
@@ -107,7 +106,8 @@ SPAN = Layout("Span", [
     ("same_next", "i4"),         # one's previous is the newest
     ("bucket_next", "i4"),       # behind it in its bucket, of the oldest of its content
     ("rest", "i4"),              # what was split off its end last
-    ("alone", "?"),              # its only holder may make it longer without a look at the map
+    ("holder", "i4"),            # the only request that ever held it, while it is
+    ("alone", "?"),              # its holder's last one, which grows with it (`cache`)
 ])  # fmt: skip
 """A stretch of KV blocks whose contents follow each other."""
 
@@ -119,8 +119,7 @@ PLANNED = Layout("Prefill", [("request", "i4"), ("tokens", "i4")])
 
 PHASE = Layout("Phase", [
     ("decodes", "i4"),           # how many have computed + this index = 0 modulo the block size
-    ("first", "i4"),             # the list of them in order of rank, with prefix caching
-    ("last", "i4"),
+    ("looking", "i4"),           # and of these, who have DETAIL.looks
 ])  # fmt: skip
 
 RULE = Layout("Rule", [
@@ -206,6 +205,7 @@ ENGINE = Layout("Engine", [
     ("scored_decodes", "i4"),
     ("stalled", "i4"),           # decodes that are
     ("skipped", "i4"),           # decodes that the iteration being planned or in flight passes over
+    ("ahead", "i4"),             # 1: it serves every decode, and has given them their blocks
     ("aborting", "i4"),
     ("first_running", "i4"),
     ("last_running", "i4"),
