@@ -88,7 +88,7 @@ def _check_limits(engine: Any) -> None:
 
 
 def _check_phases(memory: Memory, index: int, running: list[int]) -> None:
-    """Every decode is counted in its phase, with prefix caching also if others may fill its block."""
+    """Every decode is counted in its phase, also as one who looks with prefix caching."""
     engine = memory.engines[index]
     size = int(engine["pool"]["block_size"])
     phases = memory.records(L.PHASE, memory.part(index) + engine["phases"], size)
