@@ -8,12 +8,14 @@ contents are given up, and whether the oldest block of a content is free. So it 
 - the free queue as a count of blocks without content, which always lie in front, then spans. The
   last block of a request is released first, so eviction takes the end of the first span;
 - the map by the first content of spans alone. An id stands for all that goes before it, therefore
-  two contents are equal up to some place and nowhere behind it. Spans that share a content are cut
+  two prompts are equal up to some place and nowhere behind it. Spans that share a content are cut
   to be equal (`_split`): then a content is either the first of a span, or it lies behind its
   predecessor in every span that has that;
-- no entry at all for a content that cannot be there: whoever holds a block holds all before it, and
+- no look at the map for what cannot be there: whoever holds a block holds all before it, and
   releases it before those. So what follows a content that is not there is not there either, and
-  what follows a content that one request has filled and nobody else held (`SPAN.alone`) is new.
+  what follows a content that one request has filled and nobody else has had is new;
+- no note of what such a request fills next, once it decodes. Its last span is `alone` and as long
+  as the request has tokens: that is worked out when somebody else meets it (`_lengthen`).
 
 A request's row of the table has the last of its spans, then one number per block: the span that
 begins there where the request got one, else 0. Spans that were cut later are found through `rest`.
@@ -24,13 +26,13 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.jit import inner
+from synergy_gym.sim.compiled.decodes import computed_tokens, phase_of_decode
 from synergy_gym.sim.compiled.layout import DECODE
 from synergy_gym.sim.compiled.reach import (
     block_id_of,
     block_offset_of,
     bucket_head_of,
     detail_of,
-    phase_of,
     pool_of,
     request_of,
     seat_of,
@@ -208,7 +210,7 @@ def _part(world, engine, span, r):  # type: ignore[no-untyped-def]
     detail_of(world, r).looks = False
     request = request_of(world, r)
     if request.state == DECODE:
-        phase_of(engine, request.computed_tokens % pool_of(engine).block_size).looking -= 1
+        phase_of_decode(engine, request).looking -= 1
 
 
 @inner
@@ -219,7 +221,7 @@ def _meet(world, engine, span):  # type: ignore[no-untyped-def]
         detail_of(world, span.holder).looks = True
         request = request_of(world, span.holder)
         if request.state == DECODE:
-            phase_of(engine, request.computed_tokens % pool_of(engine).block_size).looking += 1
+            phase_of_decode(engine, request).looking += 1
 
 
 @inner
@@ -275,7 +277,7 @@ def _lengthen(world, engine, span):  # type: ignore[no-untyped-def]
     """What a decode has filled since somebody looked; nobody writes it down while it is alone."""
     request = request_of(world, span.holder)
     if request.state == DECODE:
-        tokens = request.computed_tokens + engine.busy_steps + engine.ahead
+        tokens = computed_tokens(engine, request) + engine.ahead
         span.length = max(span.length, full_blocks(pool_of(engine), tokens) - span.begin)
 
 

@@ -86,9 +86,11 @@ class Spans:
             assert int(self.records["begin"][span]) == done, "invariant 4: a span is not in place"
             spans.append(span)
             done += self.length(span)
-        if spans:
-            alone = not self._memory.details["looks"][request]
-            assert self.records["alone"][spans[-1]] == alone, "invariant 4: a span is not alone"
+        looks = bool(self._memory.details["looks"][request])
+        assert looks or spans, "invariant 4: a request without content does not look"
+        alone = [*[False] * (len(spans) - 1), not looks] if spans else []
+        said = self.records["alone"][spans].tolist()
+        assert said == alone, "invariant 4: a span is wrongly alone"
         assert done == full, "invariant 4: a request's spans are not as long as its tokens"
         return spans
 

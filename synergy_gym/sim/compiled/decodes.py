@@ -105,14 +105,15 @@ def decode_postpone(world, engine, r):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _phase(engine, request):  # type: ignore[no-untyped-def]
+def phase_of_decode(engine, request):  # type: ignore[no-untyped-def]
+    """Where a decode is counted."""
     return phase_of(engine, request.computed_tokens % pool_of(engine).block_size)
 
 
 @inner
 def _phase_add(world, engine, r, count):  # type: ignore[no-untyped-def]
     """Count a decode in its phase, or (-1) no longer."""
-    phase = _phase(engine, request_of(world, r))
+    phase = phase_of_decode(engine, request_of(world, r))
     phase.decodes += count
     if pool_of(engine).caching and detail_of(world, r).looks:
         phase.looking += count
