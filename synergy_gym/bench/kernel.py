@@ -84,8 +84,8 @@ def growth_row(effort: Effort = FULL) -> Row:
 def caching_rows(effort: Effort = FULL) -> Iterator[Row]:
     """What prefix caching costs where it saves nothing: equal batches with and without it.
 
-    An iteration without it costs the same whatever the batch; with it, blocks that are full are
-    noted one by one. So the factor grows with the batch, and there are several.
+    An iteration without it costs the same whatever the batch; with it, more requests begin and end
+    stretches of blocks the larger the batch is. So there are several.
     """
     for rate_rps in (2.0, 4.0, 7.0):
         short = _unshared(effort.of(3_000), rate_rps, prompt=(16, 64), output=(300, 500))

@@ -89,7 +89,8 @@ def _shift(size: int) -> int:
 
 
 def _map_slots(blocks: int) -> int:
-    return 1 << max(4, (2 * blocks).bit_length())
+    """Few, so that they stay in a core's caches: a span has dozens of blocks as a rule."""
+    return 1 << max(4, (blocks // 8).bit_length())
 
 
 class EngineRegions:
@@ -103,13 +104,13 @@ class EngineRegions:
         self.ring = sizer.take(L.PUSH, ring)
         self.recent = sizer.take(L.RECENT, L.MEAN_STEPS)
         self.advert = sizer.take(L.WIDE, L.ADVERT_SIZE)
-        self.table = self.seats = self.blocks = self.map = 0
+        self.table = self.seats = self.spans = self.map = 0
         self.width = 0
         if spec.prefix_caching:
-            self.width = -(-spec.max_model_len // spec.block_size) + 1
+            self.width = -(-spec.max_model_len // spec.block_size) + 2
             self.table = sizer.take(L.NUMBER, spec.max_num_seqs * self.width)
             self.seats = sizer.take(L.NUMBER, spec.max_num_seqs)
-            self.blocks = sizer.take(L.BLOCK, spec.kv_blocks + 1)
+            self.spans = sizer.take(L.SPAN, spec.kv_blocks + 1)  # none is without a block
             self.map = sizer.take(L.NUMBER, _map_slots(spec.kv_blocks))
 
 
@@ -132,8 +133,6 @@ def fill_engine(
     engine["last"]["duration_ns"] = -1
     memory.numbers(regions.clock, len(clock))[:] = clock
     memory.records(L.NUMBER, regions.buckets, BUCKETS)["value"] = -1
-    phases = memory.records(L.PHASE, regions.phases, spec.block_size)
-    phases["first"] = phases["last"] = -1
     _fill_pool(memory, index, spec, regions)
     _fill_messages(memory, index, spec, regions)
 
@@ -145,17 +144,13 @@ def _fill_pool(memory: Memory, index: int, spec: EngineSpec, regions: EngineRegi
     pool["caching"] = spec.prefix_caching
     if not spec.prefix_caching:
         return
-    for field in ("blocks", "map", "table", "seats"):
+    for field in ("spans", "map", "table", "seats"):
         pool[field] = getattr(regions, field) - at
     pool["map_mask"] = _map_slots(spec.kv_blocks) - 1
-    pool["table_width"], pool["num_seats"] = regions.width, spec.max_num_seqs
+    pool["row_width"], pool["num_seats"] = regions.width, spec.max_num_seqs
+    pool["plain"] = spec.kv_blocks
     seats = memory.records(L.NUMBER, regions.seats, spec.max_num_seqs)
     seats["value"] = np.arange(spec.max_num_seqs)
-    blocks = memory.records(L.BLOCK, regions.blocks, spec.kv_blocks + 1)
-    numbers = np.arange(spec.kv_blocks + 1)
-    blocks["queue_previous"], blocks["queue_next"] = numbers - 1, numbers + 1
-    blocks["queue_next"][-1] = 0
-    pool["first_free"], pool["last_free"] = 1, spec.kv_blocks
 
 
 def _fill_messages(memory: Memory, index: int, spec: EngineSpec, regions: EngineRegions) -> None:

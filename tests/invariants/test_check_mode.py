@@ -12,6 +12,7 @@ from synergy_gym.evaluation import evaluate
 from synergy_gym.latency.clock import StepTerms
 from synergy_gym.sim.compiled import checks
 from synergy_gym.sim.compiled import layout as L
+from synergy_gym.sim.compiled.checks_pool import Spans
 from synergy_gym.sim.memory import Memory
 from synergy_gym.sim.points import BATCH
 from synergy_gym.sim.simulator import Simulator
@@ -131,23 +132,23 @@ def head_leaves(sim: Simulator) -> None:
     engine["first_waiting"] = sim.memory.requests[engine["first_waiting"]]["next"]
 
 
-def block_field(field: str, change: int) -> Callable[[Simulator], None]:
-    """A field of the block at the front of the free queue."""
+def span_field(field: str, change: int, *, free: bool = True) -> Callable[[Simulator], None]:
+    """A field of a span at the front of the free queue, or of one that a request holds."""
 
     def corrupt(sim: Simulator) -> None:
-        pool = sim.memory.engines[0]["pool"]
-        place = sim.memory.part(0, "pool") + int(pool["blocks"])
-        blocks = sim.memory.records(L.BLOCK, place, int(pool["size"]) + 1)
-        blocks[field][pool["first_free"]] += change
+        spans, memory = Spans(sim.memory, 0), sim.memory
+        held = [number for number in spans.oldest() if spans.records["references"][number]]
+        number = memory.engines[0]["pool"]["first_free"] if free else held[0]
+        spans.records[field][number] += change
 
     return corrupt
 
 
-def edges_swap(sim: Simulator) -> None:
-    """A phase lists its decodes in another order."""
+def decode_stops_looking(sim: Simulator) -> None:
+    """A decode is taken for one whose next block others may have filled."""
     requests, details = sim.memory.requests, sim.memory.details
-    running = np.flatnonzero(requests["state"] == L.DECODE)
-    details["edge_next"][running] = running[0]
+    decode = np.flatnonzero(requests["state"] == L.DECODE)[0]
+    details["looks"][decode] = not details["looks"][decode]
 
 
 @pytest.mark.parametrize(
@@ -164,10 +165,16 @@ def edges_swap(sim: Simulator) -> None:
         (4, False, engine_field("pool.free")),
         (4, False, engine_field("pool.free", -1)),
         (4, True, engine_field("pool.free")),
-        (4, True, block_field("queue_next", 1)),
-        (4, True, block_field("references", 1)),
-        (4, True, block_field("references", -1)),
-        (4, True, edges_swap),
+        (4, True, engine_field("pool.plain")),
+        (4, True, span_field("queue_next", 1)),
+        (4, True, span_field("references", 1)),
+        (4, True, span_field("references", -1)),
+        (4, True, span_field("references", 1, free=False)),
+        (4, True, span_field("length", 1)),
+        (4, True, span_field("content", 1)),
+        (4, True, span_field("begin", 1, free=False)),
+        (4, True, span_field("same_previous", 1, free=False)),
+        (4, True, decode_stops_looking),
         (5, False, engine_field("plan.tokens", 1000)),
     ],
 )

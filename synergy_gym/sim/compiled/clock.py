@@ -300,7 +300,7 @@ def _gaps_full(world, engine):  # type: ignore[no-untyped-def]
 @inner
 def _plan(world, engine, start):  # type: ignore[no-untyped-def]
     """Plan an iteration at `start`; true when a policy must decide first."""
-    settle(pool_of(engine))
+    settle(world, pool_of(engine))
     if not rule_of(engine).given:
         world.point, world.point_engine = BATCH, engine.index
         return True

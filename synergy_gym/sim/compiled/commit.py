@@ -119,6 +119,7 @@ def end_iteration(world, engine):  # type: ignore[no-untyped-def]
 def _emit_decodes(world, engine, now):  # type: ignore[no-untyped-def]
     """Advance the lazy decodes by one token."""
     engine.busy_steps += 1
+    engine.ahead = 0
     engine.phase -= 1
     if engine.phase < 0:
         engine.phase = pool_of(engine).block_size - 1

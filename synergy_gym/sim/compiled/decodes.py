@@ -4,8 +4,9 @@ A decode's computed tokens are `computed_tokens + busy_steps`, where the engine 
 iterations. What an iteration must do for single decodes is found without a walk:
 
 - who needs a KV block, or fills one: decodes are counted by phase, which is `computed_tokens`
-  modulo the block size and stays as it is. With prefix caching each phase also lists them, in
-  order of the running list, because the order in which blocks are filled is vLLM's;
+  modulo the block size and stays as it is. With prefix caching each phase also counts those who
+  may fill a block with what others have: then the running list is walked after all, because the
+  order in which blocks are filled is vLLM's;
 - who ends: buckets of a calendar list decodes by the iteration that emits their last token.
 """
 
@@ -70,7 +71,7 @@ def decode_enter(world, engine, r):  # type: ignore[no-untyped-def]
         engine.scored_decodes += 1
     request.computed_tokens -= engine.busy_steps
     request.state = DECODE
-    _phase_add(world, engine, r)
+    _phase_add(world, engine, r, 1)
     bucket_add(engine, request, r)
 
 
@@ -90,7 +91,7 @@ def decode_leave(world, engine, r, filed):  # type: ignore[no-untyped-def]
         engine.stalled -= 1
     else:
         request.last_token_ns = engine.last_end_ns
-    _phase_remove(world, engine, r)
+    _phase_add(world, engine, r, -1)
     if filed:
         _bucket_remove(world, engine, r)
 
@@ -98,76 +99,24 @@ def decode_leave(world, engine, r, filed):  # type: ignore[no-untyped-def]
 @inner
 def decode_postpone(world, engine, r):  # type: ignore[no-untyped-def]
     """A decode was passed over in a non-empty iteration: it stays where it was."""
-    _phase_remove(world, engine, r)
+    _phase_add(world, engine, r, -1)
     request_of(world, r).computed_tokens -= 1
-    _phase_add(world, engine, r)
+    _phase_add(world, engine, r, 1)
 
 
 @inner
-def _phase(engine, request):  # type: ignore[no-untyped-def]
+def phase_of_decode(engine, request):  # type: ignore[no-untyped-def]
+    """Where a decode is counted."""
     return phase_of(engine, request.computed_tokens % pool_of(engine).block_size)
 
 
 @inner
-def _phase_add(world, engine, r):  # type: ignore[no-untyped-def]
-    phase = _phase(engine, request_of(world, r))
-    phase.decodes += 1
-    if pool_of(engine).caching:
-        _edge_insert(world, phase, r)
-
-
-@inner
-def _phase_remove(world, engine, r):  # type: ignore[no-untyped-def]
-    phase = _phase(engine, request_of(world, r))
-    phase.decodes -= 1
-    if pool_of(engine).caching:
-        _edge_unlink(world, phase, r)
-
-
-@inner
-def _edge_insert(world, phase, r):  # type: ignore[no-untyped-def]
-    """Enter `r` into the list of its phase, by rank."""
-    detail = detail_of(world, r)
-    before, behind = phase.last, -1
-    while before >= 0 and detail_of(world, before).rank > detail.rank:
-        behind = before
-        before = detail_of(world, before).edge_previous
-    detail.edge_previous, detail.edge_next = before, behind
-    if before < 0:
-        phase.first = r
-    else:
-        detail_of(world, before).edge_next = r
-    if behind < 0:
-        phase.last = r
-    else:
-        detail_of(world, behind).edge_previous = r
-
-
-@inner
-def _edge_unlink(world, phase, r):  # type: ignore[no-untyped-def]
-    detail = detail_of(world, r)
-    if detail.edge_previous < 0:
-        phase.first = detail.edge_next
-    else:
-        detail_of(world, detail.edge_previous).edge_next = detail.edge_next
-    if detail.edge_next < 0:
-        phase.last = detail.edge_previous
-    else:
-        detail_of(world, detail.edge_next).edge_previous = detail.edge_previous
-
-
-@inner
-def list_edges(world, engine):  # type: ignore[no-untyped-def]
-    """List the decodes of every phase anew, after the running list was permuted."""
-    for i in range(pool_of(engine).block_size):
-        phase = phase_of(engine, i)
-        phase.first, phase.last = -1, -1
-    r = engine.first_running
-    while r >= 0:
-        request = request_of(world, r)
-        if request.state == DECODE:
-            _edge_insert(world, _phase(engine, request), r)
-        r = request.next
+def _phase_add(world, engine, r, count):  # type: ignore[no-untyped-def]
+    """Count a decode in its phase, or (-1) no longer."""
+    phase = phase_of_decode(engine, request_of(world, r))
+    phase.decodes += count
+    if pool_of(engine).caching and detail_of(world, r).looks:
+        phase.looking += count
 
 
 @inner

@@ -1,8 +1,8 @@
 """One engine iteration is planned at its start: `plan` of `synergy_gym.sim.plain.engine`, compiled.
 
 Same decisions bit for bit. While the budget covers every decode and memory suffices, nobody is
-asked but prefills and the decodes that need or fill a KV block (`_schedule_all`); otherwise the
-running list is walked as vLLM does (`_schedule_in_order`). A request is named by its number `r`.
+asked but prefills (`_schedule_all`); otherwise the running list is walked as vLLM does
+(`_schedule_in_order`). A request is named by its number `r`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def plan(world, engine):  # type: ignore[no-untyped-def]
     """
     step = plan_of(engine)
     _clear(step)
-    engine.skipped = 0
+    engine.skipped = engine.ahead = 0
     alone = engine.running + engine.waiting <= 1
     engine.chunk = 0 if alone else step.prefill_chunk
     left = np.int64(-1)
@@ -96,10 +96,13 @@ def _schedule_all(world, engine):  # type: ignore[no-untyped-def]
         planned.tokens = want
     if need > pool.free:
         return np.int64(-1)
-    if pool.caching:
-        _grow_edges(world, engine)
-    else:
+    if not pool.caching:
         pool.free -= need
+    elif _somebody_looks(world, engine):
+        _grow_in_order(world, engine)
+    else:
+        _grow_all(world, engine, need)
+    engine.ahead = 1
     step.decodes = step.sequences = step.tokens = engine.decodes
     step.context = engine.decode_context
     for i in range(engine.prefills):
@@ -121,38 +124,45 @@ def _decodes_follow(world, request):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _grow_edges(world, engine):  # type: ignore[no-untyped-def]
-    """Give blocks to all who need or fill one, in order of the running list."""
+def _grow_all(world, engine, need):  # type: ignore[no-untyped-def]
+    """Give `need` blocks to all who are scheduled; nobody fills one that others may have filled.
+
+    So the order in which they get them does not show. What decodes fill is noted by `ahead`.
+    """
     pool = pool_of(engine)
-    taker = phase_of(engine, engine.phase).first
-    filler = np.int64(-1)
-    if pool.block_size > 1:
-        filler = phase_of(engine, (engine.phase - 1) % pool.block_size).first
+    take(world, pool, need)
     for i in range(engine.prefills):
         planned = planned_of(engine, i)
-        rank = detail_of(world, planned.request).rank
-        taker, filler = _grow_decodes(world, engine, taker, filler, rank)
         if planned.tokens > 0:
             computed = request_of(world, planned.request).computed_tokens
-            _grow(world, engine, planned.request, computed, planned.tokens)
-    _grow_decodes(world, engine, taker, filler, np.int64(1 << 62))
+            _fill(world, engine, planned.request, computed, computed + planned.tokens)
 
 
 @inner
-def _grow_decodes(world, engine, taker, filler, rank):  # type: ignore[no-untyped-def]
-    """Both lists of decodes up to a rank; returns where they go on."""
-    while True:
-        first = detail_of(world, taker).rank if taker >= 0 else rank
-        second = detail_of(world, filler).rank if filler >= 0 else rank
-        if min(first, second) >= rank:
-            return taker, filler
-        if first < second:
-            r = taker
-            taker = detail_of(world, r).edge_next
-        else:
-            r = filler
-            filler = detail_of(world, r).edge_next
-        _grow(world, engine, r, request_of(world, r).computed_tokens + engine.busy_steps, 1)
+def _somebody_looks(world, engine):  # type: ignore[no-untyped-def]
+    """Whether somebody who is scheduled may fill a block with what others have."""
+    size = pool_of(engine).block_size
+    if phase_of(engine, (engine.phase + size - 1) % size).looking > 0:
+        return True
+    for i in range(engine.prefills):
+        planned = planned_of(engine, i)
+        if planned.tokens > 0 and detail_of(world, planned.request).looks:
+            return True
+    return False
+
+
+@inner
+def _grow_in_order(world, engine):  # type: ignore[no-untyped-def]
+    """Give blocks to all who are scheduled, in order of the running list."""
+    r, i = engine.first_running, 0
+    while r >= 0:
+        request, tokens = request_of(world, r), 1
+        if request.state != DECODE:
+            tokens = planned_of(engine, i).tokens
+            i += 1
+        if tokens > 0:
+            _grow(world, engine, r, computed_tokens(engine, request), tokens)
+        r = request.next
 
 
 @inner
@@ -347,12 +357,11 @@ def admit(world, engine):  # type: ignore[no-untyped-def]
 @inner
 def _admit_one(world, engine, r, known):  # type: ignore[no-untyped-def]
     pool, request, detail = pool_of(engine), request_of(world, r), detail_of(world, r)
-    hits, idle, seat = np.int64(0), np.int64(0), np.int64(0)
+    hits, idle, ids = np.int64(0), np.int64(0), np.int64(0)
     if pool.caching:
         # At least one token is recomputed: logits are needed even when all is cached.
         most, ids = full_blocks(pool, known - 1), block_offset_of(world, r).value
-        seat = seat_of(pool, pool.num_seats - 1).value
-        hits, idle = lookup(world, pool, seat * pool.table_width, ids, most)
+        hits, idle = lookup(world, engine, ids, most)
     need = blocks_for(pool, known) - hits + idle
     if engine.running > 0:
         need += engine.watermark_blocks
@@ -361,8 +370,8 @@ def _admit_one(world, engine, r, known):  # type: ignore[no-untyped-def]
     computed = hits * pool.block_size
     if pool.caching:
         pool.num_seats -= 1
-        detail.seat = seat
-        adopt(pool, seat * pool.table_width, hits)
+        detail.seat, detail.looks = seat_of(pool, pool.num_seats).value, True
+        adopt(world, engine, detail.seat * pool.row_width, ids, hits)
     wait_unlink(world, engine, r)
     run_append(world, engine, r)
     request.state = PREFILL
@@ -409,11 +418,17 @@ def _grow(world, engine, r, computed, tokens):  # type: ignore[no-untyped-def]
     if not pool.caching:
         pool.free -= blocks_for(pool, after) - blocks_for(pool, computed)
         return
-    table = detail_of(world, r).seat * pool.table_width
-    take(pool, table, blocks_for(pool, computed), blocks_for(pool, after))
+    take(world, pool, blocks_for(pool, after) - blocks_for(pool, computed))
+    _fill(world, engine, r, computed, after)
+
+
+@inner
+def _fill(world, engine, r, computed, after):  # type: ignore[no-untyped-def]
+    """Note which blocks of a request are full when it has `after` tokens."""
+    pool = pool_of(engine)
     full, wanted = full_blocks(pool, computed), full_blocks(pool, after)
     if full < wanted:
-        fill(world, pool, table, block_offset_of(world, r).value, full, wanted)
+        fill(world, engine, r, full, wanted)
 
 
 @inner
@@ -443,7 +458,7 @@ def free(world, engine, r, tokens):  # type: ignore[no-untyped-def]
         pool.free += count
         return
     seat = detail_of(world, r).seat
-    release(pool, seat * pool.table_width, count)
+    release(pool, seat * pool.row_width, full_blocks(pool, tokens), count)
     seat_of(pool, pool.num_seats).value = seat
     pool.num_seats += 1
 

@@ -2,7 +2,7 @@
 
 The memory is one block: the `WORLD` at its start, then what its places lead to. A *place* counts
 bytes from the start of the record that holds it. Times are nanoseconds since the episode began,
--1 before they happen; requests, engines and blocks are named by their numbers, -1 (or for blocks
+-1 before they happen; requests, engines and spans are named by their numbers, -1 (or for spans
 0) is nobody. Python sees the same memory as structured arrays (`sim/memory.py`).
 """
 
@@ -47,8 +47,7 @@ DETAIL = Layout("Detail", [
     ("priority", "i4"),
     ("seat", "i4"),              # its row of the pool's block table, with prefix caching
     ("rank", "i8"),              # grows along the running list
-    ("edge_next", "i4"),         # behind it among the decodes of its phase, with prefix caching
-    ("edge_previous", "i4"),
+    ("looks", "?"),              # with prefix caching: others may have filled its next block, too
 ])  # fmt: skip
 """The rest of a request: what an ordinary iteration does not touch."""
 
@@ -79,29 +78,38 @@ POOL = Layout("Pool", [
     ("block_shift", "i4"),       # its logarithm, -1 when it is no power of two
     ("caching", "?"),
     ("owed", "i4"),              # lost blocks that are still in the pool
-    ("first_free", "i4"),        # ends of the free queue
+    ("plain", "i4"),             # free blocks without content: the front of the free queue
+    ("first_free", "i4"),        # ends of the rest of it, which is SPANs
     ("last_free", "i4"),
     ("size", "i4"),              # blocks that it began with
+    ("made", "i4"),              # highest number of a SPAN so far
+    ("spare", "i4"),             # first of a list of those no longer used, through queue_next
     ("map_mask", "i4"),
-    ("table_width", "i4"),
-    ("num_seats", "i4"),         # free rows of the block table
-    ("blocks", "i8"),            # place of BLOCKs; block 0 is nobody
-    ("map", "i8"),               # place of NUMBERs: first block of each bucket of a hash map
-    ("table", "i8"),             # place of NUMBERs: a row of blocks per running request
+    ("row_width", "i4"),         # NUMBERs in a row of the table
+    ("num_seats", "i4"),         # free rows of the table
+    ("spans", "i8"),             # place of SPANs; span 0 is nobody
+    ("map", "i8"),               # place of NUMBERs: first span of each bucket of a hash map
+    ("table", "i8"),             # place of NUMBERs: a row of spans per running request (`cache`)
     ("seats", "i8"),             # place of NUMBERs: the stack of free rows
 ])  # fmt: skip
 """An engine's KV blocks; without prefix caching they are only counted."""
 
-BLOCK = Layout("Block", [
-    ("content", "i8"),           # chained id of what it is full of, 0 none
-    ("references", "i4"),
-    ("queue_previous", "i4"),    # links of the free queue
+SPAN = Layout("Span", [
+    ("content", "i8"),           # chained id of its first block
+    ("ids", "i8"),               # where that id lies among the world's, those behind it follow
+    ("begin", "i4"),             # place of the first block in the prompts that have it
+    ("length", "i4"),            # blocks
+    ("references", "i4"),        # requests that hold it, all of it
+    ("queue_previous", "i4"),    # links of the free queue, where it lies with its last block first
     ("queue_next", "i4"),
-    ("same_previous", "i4"),     # links among blocks of one content, oldest first; the oldest
+    ("same_previous", "i4"),     # links among spans of the same content, oldest first; the oldest
     ("same_next", "i4"),         # one's previous is the newest
     ("bucket_next", "i4"),       # behind it in its bucket, of the oldest of its content
+    ("rest", "i4"),              # what was split off its end last
+    ("holder", "i4"),            # the only request that ever held it, while it is
+    ("alone", "?"),              # its holder's last one, which grows with it (`cache`)
 ])  # fmt: skip
-"""A KV block: two of them are one cache line."""
+"""A stretch of KV blocks whose contents follow each other."""
 
 NUMBER = Layout("Number", [("value", "i4")])
 WIDE = Layout("Wide", [("value", "i8")])
@@ -111,8 +119,7 @@ PLANNED = Layout("Prefill", [("request", "i4"), ("tokens", "i4")])
 
 PHASE = Layout("Phase", [
     ("decodes", "i4"),           # how many have computed + this index = 0 modulo the block size
-    ("first", "i4"),             # the list of them in order of rank, with prefix caching
-    ("last", "i4"),
+    ("looking", "i4"),           # and of these, who have DETAIL.looks
 ])  # fmt: skip
 
 RULE = Layout("Rule", [
@@ -198,6 +205,7 @@ ENGINE = Layout("Engine", [
     ("scored_decodes", "i4"),
     ("stalled", "i4"),           # decodes that are
     ("skipped", "i4"),           # decodes that the iteration being planned or in flight passes over
+    ("ahead", "i4"),             # 1: it serves every decode, and has given them their blocks
     ("aborting", "i4"),
     ("first_running", "i4"),
     ("last_running", "i4"),

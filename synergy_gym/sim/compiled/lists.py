@@ -9,13 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from synergy_gym.jit import inner
-from synergy_gym.sim.compiled.decodes import list_edges
 from synergy_gym.sim.compiled.layout import DECODE, ORDER_QUEUE, ORDER_SHORTEST, WAITING
 from synergy_gym.sim.compiled.reach import (
     detail_of,
     objective_of,
     planned_of,
-    pool_of,
     request_of,
     rule_of,
 )
@@ -165,8 +163,6 @@ def reorder_running(world, engine, requests):  # type: ignore[no-untyped-def]
         engine.last_rank += 1
         detail_of(world, requests[i]).rank = engine.last_rank
     _reorder_planned(world, engine, requests)
-    if pool_of(engine).caching:
-        list_edges(world, engine)
 
 
 @inner

@@ -5,7 +5,6 @@ from __future__ import annotations
 from numba import types
 
 from synergy_gym.sim.compiled.layout import (
-    BLOCK,
     COMPLETION,
     DETAIL,
     ENGINE,
@@ -25,6 +24,7 @@ from synergy_gym.sim.compiled.layout import (
     ROW,
     RULE,
     SESSION,
+    SPAN,
     STEP,
     TELEMETRY,
     TIMEOUT,
@@ -71,7 +71,7 @@ planned_of = member(ENGINE, "planned", PLANNED)
 phase_of = member(ENGINE, "phases", PHASE)
 bucket_of = member(ENGINE, "buckets", NUMBER)
 
-block_of = member(POOL, "blocks", BLOCK)
+span_of = member(POOL, "spans", SPAN)
 bucket_head_of = member(POOL, "map", NUMBER)
 table_of = member(POOL, "table", NUMBER)
 seat_of = member(POOL, "seats", NUMBER)
