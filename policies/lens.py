@@ -68,7 +68,7 @@ class Lens(EnginePolicy):
             the engine's own steps; "auto": pretrained where one is published, else online.
         step_model: which of the authors' files is the published one: "engine", the one fitted on
             the engine's GPU and model, or "authors-default", the one that their configuration
-            names for every engine (`latency.published.AUTHORS_DEFAULT`).
+            names for every engine (`latency.models.published.AUTHORS_DEFAULT`).
     """
 
     slo_tpot_ms: float = 50.0

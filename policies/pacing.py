@@ -78,7 +78,7 @@ def pace(  # type: ignore[no-untyped-def]
     `remaining` and `knobs[0]` are `OutputLengths.remaining` and `.high`; the other knobs are
     margin, share of decodes that may be sacrificed, how much slower than a step of decodes alone
     the future is taken to be, and the step in ms at which prefill keeps up with arrivals.
-    `model` is the state of `latency.rls`.
+    `model` is the state of `latency.models.rls`.
 
     A decode with n tokens in all keeps its TPOT when its decode time stays below
     TPOT * (n - 1). It may spend now what is left after n - g - 1 steps of decodes alone. The

@@ -111,7 +111,7 @@ class Prism(RouterPolicy):
         random_ties: choose at random among equal scores, not the first.
         step_model: whose capacity counts: "engine", what every engine publishes, or
             "authors-default", what one publishes that has loaded the step-model file that the
-            authors' configuration names (`latency.published.AUTHORS_DEFAULT`).
+            authors' configuration names (`latency.models.published.AUTHORS_DEFAULT`).
     """
 
     slo_s: float = 0.05

@@ -3,8 +3,8 @@
     python scripts/restamp_boards.py experiments/leaderboard --reason "..." [--sample 40] [--jobs 2]
 
 Hashes cover what is computed, so that a faster kernel or a new option has another one although
-every row stays the same. This plays rows again, the recorded decisions and the policies (all of
-them without `--sample`), and only where everything is equal bit for bit it writes the hashes of
+every row stays the same. This plays rows again, all recorded decisions and the policies (of all
+rows without `--sample`), and only where everything is equal bit for bit it writes the hashes of
 this code into the manifest. The old ones are kept there, with the reason and what was played.
 """
 
@@ -70,7 +70,7 @@ def proved(board: Board, sample: int | None, jobs: int) -> list[Checked]:
     if problems:
         return [Checked("files", 0, tuple(problems))]
     return [
-        check_log(board, wanted, sample, jobs),
+        check_log(board, wanted, None, jobs),
         check_policy(board, wanted, sample, jobs, run_code=True),
     ]
 
@@ -78,7 +78,9 @@ def proved(board: Board, sample: int | None, jobs: int) -> list[Checked]:
 def main(
     folder: Annotated[Path, typer.Argument(help="A board, or a folder of boards.")],
     reason: Annotated[str, typer.Option(help="What has changed that changed no result.")],
-    sample: Annotated[int | None, typer.Option(help="So many rows of each board; all.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="Policies of so many rows of each board; all.")
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Worker processes.")] = 2,
 ) -> None:
     """Bring the hashes of boards up to date after a change that changed no result."""

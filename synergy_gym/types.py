@@ -120,7 +120,7 @@ ADVERT_TERMS: tuple[str, ...] = (
         + per_decode_context*C + per_prefill_pair*A + per_prefill_context*P
         + prefill_step*[prefill] + per_mixed_context*C*[prefill and decodes]
 
-milliseconds; `latency.step_model.StepFeatures` says what the letters are. It is a form of its own,
+milliseconds; `latency.models.base.StepFeatures` says what the letters are. It is a form of its own,
 not that of the simulator's clock: what a clock has beyond it, no policy is told.
 """
 

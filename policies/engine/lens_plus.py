@@ -3,7 +3,7 @@
 Ours, after SynergySched's LENS (arXiv 2509.23384): the same information and the same decision,
 a step whose predicted latency meets a target. The target follows from the objectives of the
 requests that run instead of the length of the queue, the model sees the context
-(`latency.context_model`), every decode runs in every step, and the waiting queue is ordered so
+(`latency.models.context`), every decode runs in every step, and the waiting queue is ordered so
 that the most first tokens are on time (Moore, Management Science 15, 1968).
 Information class: engine.
 """

@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from synergy_gym.bench.row import FULL, Effort, Part, Row
+from synergy_gym.bench.row import FULL, BenchPart, Effort, Row
 
 FIELDS = tuple(field.name for field in fields(Row))
 """Columns of the CSV file, followed by `met`, machine and date; no goal, no verdict."""
 
 
-def parts(effort: Effort = FULL) -> list[Part]:
+def parts(effort: Effort = FULL) -> list[BenchPart]:
     """What is measured, in this order."""
     from synergy_gym.bench import cold as bench_cold
     from synergy_gym.bench import envs as bench_envs
@@ -54,10 +54,10 @@ def parts(effort: Effort = FULL) -> list[Part]:
     }
     if find_spec("stable_baselines3"):
         measures["PPO"] = partial(bench_vector.training_rows, effort)
-    return [Part(label, measure) for label, measure in measures.items()]
+    return [BenchPart(label, measure) for label, measure in measures.items()]
 
 
-def run_bench(out: Path | None = None, chosen: list[Part] | None = None) -> list[Row]:
+def run_bench(out: Path | None = None, chosen: list[BenchPart] | None = None) -> list[Row]:
     """Measure all rows, print them on stdout, and write `out` (CSV) if given.
 
     An interrupted run prints and writes the rows that it has, and raises `KeyboardInterrupt`.
@@ -76,7 +76,7 @@ def run_bench(out: Path | None = None, chosen: list[Part] | None = None) -> list
     return rows
 
 
-def _measured(chosen: list[Part], console: Console) -> Iterator[Row]:
+def _measured(chosen: list[BenchPart], console: Console) -> Iterator[Row]:
     with _progress(console) as bar:
         task = bar.add_task("measuring", total=len(chosen))
         for part in chosen:

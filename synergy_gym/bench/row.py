@@ -73,7 +73,7 @@ FULL = Effort()
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BenchPart:
     """Rows that are measured together.
 
     Attributes:

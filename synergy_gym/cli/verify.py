@@ -12,7 +12,7 @@ import typer
 from synergy_gym.cli import output as tables
 
 if TYPE_CHECKING:
-    from synergy_gym.evaluation.verify.boards import Level, Options, Verdict
+    from synergy_gym.evaluation.verify.boards import BoardVerdict, Level, Options
 
 SAMPLE = 20
 
@@ -68,7 +68,7 @@ def _as_given(place: Path, given: Path, text: str) -> str:
     return text.replace(str(place), str(given))
 
 
-def _one(folder: Path, options: Options, shown: Callable[[str], str]) -> Verdict:
+def _one(folder: Path, options: Options, shown: Callable[[str], str]) -> BoardVerdict:
     from synergy_gym.evaluation.verify.boards import verify as check
 
     with tables.progress() as bar:
@@ -87,7 +87,7 @@ def _one(folder: Path, options: Options, shown: Callable[[str], str]) -> Verdict
     return verdict
 
 
-def _played(verdict: Verdict) -> str:
+def _played(verdict: BoardVerdict) -> str:
     """What was checked, and how it went."""
     done = [f"{checked.played} {checked.level}" for checked in verdict.checks if checked.played]
     outcome = f"{len(verdict.problems)} problems" if verdict.problems else "ok"

@@ -196,7 +196,7 @@ def find_capacity(
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class RateCalibration:
     """The rate that a scenario should call load 1.0, and how it was found.
 
     `attainment` is the mean over the seeds at that rate, `lowest` and `highest` those of one.
@@ -240,7 +240,7 @@ def calibrate_rate(
     target: float = TARGET,
     tolerance: float = 0.005,
     progress: Progress | None = None,
-) -> Calibration:
+) -> RateCalibration:
     """Find the rate at which `vllm-v1` + `round-robin` attain the target (design: load 1.0).
 
     The rate is rounded down to three significant digits before it is played for the figure
@@ -272,7 +272,7 @@ def calibrate_rate(
     load = rounded / world.rate_rps
     each = attainments(world, CALIBRATION_ENGINE, CALIBRATION_ROUTER, load, chosen)
     mean = float(np.mean(each))
-    return Calibration(world.label, rounded, mean, chosen, target, min(each), max(each))
+    return RateCalibration(world.label, rounded, mean, chosen, target, min(each), max(each))
 
 
 def _floor(rate: float) -> float:
@@ -284,7 +284,7 @@ def _floor(rate: float) -> float:
 _RATE_LINE = re.compile(r"^(?P<indent>[ \t]*)(?P<key>rate_rps|rate_source)[ \t]*=.*$", re.MULTILINE)
 
 
-def write_rate(path: Path, calibration: Calibration) -> None:
+def write_rate(path: Path, calibration: RateCalibration) -> None:
     """Rewrite the `rate_rps` and `rate_source` lines of a scenario file, nothing else.
 
     Raises:

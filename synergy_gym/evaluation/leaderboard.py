@@ -58,7 +58,7 @@ OnProgress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Report:
+class LeaderboardRun:
     """What a suite yielded: results by job, error lines by job, and where the files are."""
 
     suite: Suite
@@ -92,7 +92,7 @@ def run_leaderboard(
     play: Play | None = None,
     record: Record = "sample",
     executor: Executor | None = None,
-) -> Report:
+) -> LeaderboardRun:
     """Play every job of a suite and write its files into `out`.
 
     Finished jobs are kept in `out/progress.jsonl` until all are done, so the same call
@@ -124,7 +124,7 @@ def run_leaderboard(
             on_progress,
             partial(run_jobs, processes=processes, play=play, executor=executor),
         )
-        report = Report(suite, out, {**results, **batch.results}, batch.failures, record)
+        report = LeaderboardRun(suite, out, {**results, **batch.results}, batch.failures, record)
         write_report(report, command, processes)
         if not report.failures:
             log.remove()
@@ -171,7 +171,7 @@ def to_record(jobs: Sequence[Job], record: Record) -> list[Job]:
     ]
 
 
-def write_report(report: Report, command: str, processes: int = 1) -> None:
+def write_report(report: LeaderboardRun, command: str, processes: int = 1) -> None:
     """Write the data of a board, then the pages that are made from them."""
     out = report.out
     remove_old_decisions(report)
@@ -183,7 +183,7 @@ def write_report(report: Report, command: str, processes: int = 1) -> None:
     render_board(read_board(out))
 
 
-def remove_old_decisions(report: Report) -> None:
+def remove_old_decisions(report: LeaderboardRun) -> None:
     """Remove files of decisions that belong to no row of the report."""
     names = {decisions_name(job.key) for job, r in report.results.items() if r.decisions_sha256}
     for path in (report.out / DECISIONS).glob("*"):
@@ -191,7 +191,7 @@ def remove_old_decisions(report: Report) -> None:
             path.unlink()
 
 
-def leaderboard_manifest(report: Report, command: str) -> dict[str, Any]:
+def leaderboard_manifest(report: LeaderboardRun, command: str) -> dict[str, Any]:
     """Scenario hashes, policies with parameter hashes, seeds, loads, software, command."""
     rows = report.rows
     policies: dict[str, dict[str, Any]] = {"engine": {}, "router": {}}
@@ -224,7 +224,7 @@ def charged_entry(suite: Suite) -> dict[str, Any]:
     return {"decision_s": {layer: dict(times) for layer, times in layers}}
 
 
-def decisions_entry(report: Report) -> dict[str, Any]:
+def decisions_entry(report: LeaderboardRun) -> dict[str, Any]:
     """Which rows have their decisions recorded, and the hashes of those files."""
     files = {
         decisions_name(job.key): {"key": list(job.key), "sha256": result.decisions_sha256}

@@ -44,7 +44,7 @@ class Held(NamedTuple):
     kv_used_blocks: int
 
 
-class Choice(NamedTuple):
+class RoutedRequest(NamedTuple):
     """One routed request; `attempt` is 0 for the first."""
 
     now_ns: int
@@ -66,7 +66,7 @@ class Timeline(Observer):
 
     steps: list[StepReport] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
+    choices: list[RoutedRequest] = field(default_factory=list)
     sim: Simulation | None = None
 
     def began(self, sim: Simulation, rules: Sequence[DecisionRule | None]) -> None:
@@ -78,7 +78,7 @@ class Timeline(Observer):
         """Note where a request goes; note the last iteration, and what the engine holds."""
         if engine is None:
             attempt = sim.request_view().attempt
-            self.choices.append(Choice(sim.now_ns, sim.point_request, int(answer), attempt))
+            self.choices.append(RoutedRequest(sim.now_ns, sim.point_request, int(answer), attempt))
             return
         self.note_step(sim, engine)
         state = sim.engine_view(engine).state.tolist()
@@ -181,7 +181,7 @@ def _counters(held: Sequence[Held]) -> Iterator[TraceEvent]:
                 yield {"ph": "C", "name": name, **at, "args": values}
 
 
-def _instant(choice: Choice) -> TraceEvent:
+def _instant(choice: RoutedRequest) -> TraceEvent:
     return {
         "ph": "i",
         "s": "t",

@@ -1,7 +1,7 @@
 """Fidelity: the same traffic and policies in simulation and on real engines, side by side.
 
 Slices of calibration alternate with live episodes, so that both see the same machine; what is
-calibrated (`evaluation.calibration`) then times the simulation of every cell. Each live episode
+calibrated (`fidelity.calibration`) then times the simulation of every cell. Each live episode
 also probes the machine's speed. The simulation is compared twice: as it is ("sim"), and with
 its steps stretched by the probes of the very episode ("matched"), which takes the other load
 on the machine out of the comparison.
@@ -134,7 +134,7 @@ QUICK = Plan(
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class FidelityCell:
     """What is played several times, in both worlds."""
 
     scenario: str
@@ -144,10 +144,10 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Played:
+class PlayedPair:
     """A cell with its episodes: live, simulated, and simulated at the machine's speed."""
 
-    cell: Cell
+    cell: FidelityCell
     cluster: bool
     live: list[EpisodeData]
     sim: list[EpisodeData]
@@ -164,7 +164,7 @@ class Comparison:
     """Everything that a fidelity run has measured."""
 
     plan: Plan
-    cells: list[Played]
+    cells: list[PlayedPair]
     calibrations: dict[str, tuple[Calibration, ...]]
     """Per scenario, one per engine."""
     rates_rps: dict[str, float]
@@ -172,13 +172,13 @@ class Comparison:
     software: dict[str, Any]
 
 
-def cells_of(plan: Plan, scenario: Scenario) -> list[Cell]:
+def cells_of(plan: Plan, scenario: Scenario) -> list[FidelityCell]:
     """The cells of one scenario, in the order given."""
     if len(scenario.engines) > 1:
         pairs = [(DEFAULT_ENGINE, router) for router in plan.router_policies]
     else:
         pairs = [(engine, DEFAULT_ROUTER) for engine in plan.engine_policies]
-    return [Cell(scenario.name, load, *pair) for load, pair in product(plan.loads, pairs)]
+    return [FidelityCell(scenario.name, load, *pair) for load, pair in product(plan.loads, pairs)]
 
 
 def compare(plan: Plan, out: Path, progress: Progress | None = None) -> Comparison:
@@ -200,7 +200,7 @@ def compare(plan: Plan, out: Path, progress: Progress | None = None) -> Comparis
     store = Store(out, {**plan.entry(), **_hashes(plan, worlds)})
     jobs = {world.name: _jobs(plan, world) for world in worlds}
     total, done = sum(map(len, jobs.values())), 0
-    played: list[Played] = []
+    played: list[PlayedPair] = []
     calibrations, software = {}, {}
     for world in worlds:
         for text in _measure(plan, world, jobs[world.name], store):
@@ -246,7 +246,7 @@ class _Job:
     """One live episode, or a slice of calibration where there is no cell."""
 
     key: str
-    cell: Cell | None = None
+    cell: FidelityCell | None = None
     number: int = 0
 
 
@@ -295,7 +295,7 @@ def _slice(plan: Plan, calibrator: Calibrator, number: int) -> Measured:
     return found
 
 
-def _live(plan: Plan, world: Scenario, cell: Cell, calibrator: Calibrator) -> EpisodeData:
+def _live(plan: Plan, world: Scenario, cell: FidelityCell, calibrator: Calibrator) -> EpisodeData:
     log = StepLog(calibrator.probe, PROBE_EVERY)
     options: dict[str, Any] = {"backend": "vllm", "live": plan.options}
     result = _play(plan, world, cell, log, options)
@@ -303,7 +303,9 @@ def _live(plan: Plan, world: Scenario, cell: Cell, calibrator: Calibrator) -> Ep
     return _data(world, result, log, reference)
 
 
-def _play(plan: Plan, world: Scenario, cell: Cell, log: StepLog, options: dict[str, Any]) -> Result:
+def _play(
+    plan: Plan, world: Scenario, cell: FidelityCell, log: StepLog, options: dict[str, Any]
+) -> Result:
     return evaluate(
         world,
         cell.engine_policy,
@@ -354,7 +356,7 @@ def _fitted(world: Scenario, store: Store, clock: str) -> tuple[Calibration, ...
     return tuple(fit_engine(measured, spec, clock) for spec in specs)
 
 
-def _simulated(plan: Plan, world: Scenario, cell: Cell, store: Store) -> Played:
+def _simulated(plan: Plan, world: Scenario, cell: FidelityCell, store: Store) -> PlayedPair:
     """The cell with the live episodes of the store and as many simulated ones."""
     name = f"{cell.engine_policy}+{cell.router_policy}"
     head = f"{world.name} load {cell.load:g} {name} repeat"
@@ -365,10 +367,10 @@ def _simulated(plan: Plan, world: Scenario, cell: Cell, store: Store) -> Played:
         _simulate(plan, replace(world, events=slowdowns(world, episode, means)), cell, repeat)
         for repeat, episode in enumerate(live)
     ]
-    return Played(cell, len(world.engines) > 1, live, sim, matched)
+    return PlayedPair(cell, len(world.engines) > 1, live, sim, matched)
 
 
-def _simulate(plan: Plan, world: Scenario, cell: Cell, repeat: int) -> EpisodeData:
+def _simulate(plan: Plan, world: Scenario, cell: FidelityCell, repeat: int) -> EpisodeData:
     log = StepLog()
     simulator = functools.partial(_with_noise_of, repeat)
     result = _play(plan, world, cell, log, {"simulator": simulator})

@@ -3,7 +3,7 @@
 It crosses decodes and their context with prefill chunks, what was computed before them and how
 many requests share them. Order and choice are random, so that drift of the machine does not look
 like an effect of size. Steps of played episodes, which cost more than these (requests come and
-go, caches are colder), join them in `evaluation.calibration`.
+go, caches are colder), join them in `fidelity.calibration`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ DIGITS = "%.6g"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Report:
+class FidelityReport:
     """The tables of a fidelity run (`fidelity_tables`)."""
 
     cells: pd.DataFrame
@@ -36,10 +36,10 @@ class Report:
     episodes: pd.DataFrame
 
     @classmethod
-    def of(cls, comparison: Comparison) -> Report:
+    def of(cls, comparison: Comparison) -> FidelityReport:
         """All tables of a comparison."""
         cells = tables.cell_table(comparison)
-        ranking = tables.ranking_table(comparison)
+        ranking = tables.fidelity_ranking(comparison)
         return cls(
             cells,
             tables.summary_table(cells),
@@ -88,9 +88,9 @@ def episode_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_report(comparison: Comparison, out: Path, command: str) -> Report:
+def write_report(comparison: Comparison, out: Path, command: str) -> FidelityReport:
     """Write everything into `out`; returns the tables."""
-    report = Report.of(comparison)
+    report = FidelityReport.of(comparison)
     out.mkdir(parents=True, exist_ok=True)
     for name in report.__slots__:
         frame = getattr(report, name)
@@ -120,7 +120,7 @@ def _manifest(comparison: Comparison, command: str) -> dict[str, Any]:
     }
 
 
-def text(report: Report, comparison: Comparison) -> str:
+def text(report: FidelityReport, comparison: Comparison) -> str:
     """The tables as a page in Markdown."""
     plan = comparison.plan
     parts = [
@@ -187,7 +187,7 @@ def agreement_view(agreement: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def calibration_view(report: Report) -> pd.DataFrame:
+def calibration_view(report: FidelityReport) -> pd.DataFrame:
     """Quality of the clocks, and the contention of calibration and live episodes."""
     import pandas as pd
 

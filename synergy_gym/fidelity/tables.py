@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from synergy_gym.fidelity.compare import Comparison, Played
+from synergy_gym.fidelity.compare import Comparison, PlayedPair
 from synergy_gym.fidelity.store import EpisodeData
 from synergy_gym.types import FloatArray
 
@@ -65,7 +65,7 @@ def cell_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _row(played: Played, metric: str, name: str) -> dict[str, Any]:
+def _row(played: PlayedPair, metric: str, name: str) -> dict[str, Any]:
     cell = played.cell
     each = [figure(getattr(e, METRICS[metric]), name) for e in played.live]
     live, sim, matched = (
@@ -157,7 +157,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def ranking_table(comparison: Comparison) -> pd.DataFrame:
+def fidelity_ranking(comparison: Comparison) -> pd.DataFrame:
     """One row per cell and score: live repeats with their interval, and both simulations."""
     import pandas as pd
 

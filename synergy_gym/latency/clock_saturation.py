@@ -83,7 +83,7 @@ class SaturationTerms:
         _tables(self.model, self.max_sequences, self.max_tokens)
 
     def clock(self, seed: int = 0) -> IntArray:
-        """The fixed-point vector that `latency.terms.step_ns` reads: head, then two tables."""
+        """The fixed-point vector that `latency.clock.step_ns` reads: head, then two tables."""
         v = self.model.vector()
         head = clock_head(seed, FLOOR_MS, self.noise_sd)
         per_unit = (v[OFFSET], v[T_B] / v[B_SCALE], v[T_S] / v[S_SCALE])

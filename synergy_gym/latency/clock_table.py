@@ -76,7 +76,7 @@ class TableTerms:
     noise_sd: float = 0.0
 
     def clock(self, seed: int = 0) -> IntArray:
-        """The fixed-point vector that `latency.terms.step_ns` reads: head, then the grid block."""
+        """The fixed-point vector that `latency.clock.step_ns` reads: head, then the grid block."""
         head = clock_head(seed, 0.0, self.noise_sd)
         head[GRID] = CLOCK_SIZE
         return np.concatenate([head, _block(self)])

@@ -181,7 +181,7 @@ def _least_absolute(design: FloatArray, target: FloatArray) -> FloatArray:
 
 
 def predict_ms(terms: Mapping[str, float], steps: StepColumns) -> FloatArray:
-    """Step times in ms by the formula of `latency.terms`, without noise and stragglers."""
+    """Step times in ms by the formula of `latency.clock`, without noise and stragglers."""
     linear, context = np.zeros(len(steps)), np.zeros(len(steps))
     for name, column in COLUMNS.items():
         part = linear if name in ("base_ms", "per_sequence_ms", "per_token_ms") else context

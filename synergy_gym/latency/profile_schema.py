@@ -22,7 +22,7 @@ _RANGE = "the ends of a 95 % range"
 
 
 class TermsTable(Table):
-    """`[terms]`: coefficients of `latency.terms.StepTerms`."""
+    """`[terms]`: coefficients of `latency.clock.StepTerms`."""
 
     base_ms: float = Field(ge=0, description=_MS)
     per_sequence_ms: float = Field(0.0, ge=0, description=_MS)

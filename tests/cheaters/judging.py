@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from synergy_gym.evaluation.conduct.examine import BASELINE, STAGES, Stage, Watched
+from synergy_gym.evaluation.conduct.examine import BASELINE, STAGES, Examination, Stage
 from synergy_gym.evaluation.conduct.verdict import Verdict
 from synergy_gym.policies.base import Layer
 
@@ -17,9 +17,9 @@ SHORT = {layer: replace(stage, horizon_s=8.0, warmup_s=1.0) for layer, stage in 
 SEEDS = (2000, 2001, 2002)
 
 
-def watched(policy: Any, layer: Layer, **options: Any) -> Watched:
+def watched(policy: Any, layer: Layer, **options: Any) -> Examination:
     """A short episode of a policy under observation."""
-    return Watched(policy, layer, options.pop("stage", SHORT[layer]), **options)
+    return Examination(policy, layer, options.pop("stage", SHORT[layer]), **options)
 
 
 def attainments(policy: Any, layer: Layer, load: float) -> list[float]:

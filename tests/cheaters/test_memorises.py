@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from synergy_gym.evaluation.clairvoyant import ClairvoyantEngine, OutputOracle
-from synergy_gym.evaluation.conduct.examine import Watched, fresh_seeds
+from synergy_gym.evaluation.conduct.examine import Examination, fresh_seeds
 from synergy_gym.evaluation.conduct.watch import Watch, Watcher
 from synergy_gym.policies import EnginePolicy, RouterPolicy
 from synergy_gym.policies.base import Layer
@@ -78,7 +78,7 @@ class MemorisingRouter(RouterPolicy):
     ("policy", "layer"), [(Memorising, "engine"), (MemorisingRouter, "router")]
 )
 def test_fresh_seeds_find_who_knows_the_test_seeds(policy: type, layer: Layer) -> None:
-    seen = Watched(policy, layer, stage_of(layer, LOAD))
+    seen = Examination(policy, layer, stage_of(layer, LOAD))
     assert rejected(seen.is_as_good_on_fresh_seeds(), "on fresh ones", "not from seeds")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from synergy_gym.evaluation.clairvoyant import ClairvoyantEngine, ClairvoyantRouter, OutputOracle
-from synergy_gym.evaluation.conduct.examine import Watched
+from synergy_gym.evaluation.conduct.examine import Examination
 from synergy_gym.evaluation.conduct.two_futures import two_futures
 from synergy_gym.policies import EnginePolicy, RouterPolicy
 from synergy_gym.policies.base import Layer
@@ -77,7 +77,7 @@ CHEATERS: list[tuple[type, Layer]] = [(Regenerating, "engine"), (RegeneratingRou
 
 @pytest.mark.parametrize(("policy", "layer"), CHEATERS)
 def test_who_knows_the_seed_by_its_generator_is_found(policy: type, layer: Layer) -> None:
-    seen = Watched(policy, layer, stage_of(layer, LOAD))
+    seen = Examination(policy, layer, stage_of(layer, LOAD))
     assert rejected(seen.is_blind_to_its_generator(), "not to tell seeds by")
 
 
@@ -100,6 +100,6 @@ class Gambling(Regenerating):
 
 @pytest.mark.slow
 def test_drawing_does_not_hide_it() -> None:
-    seen = Watched(Gambling, "engine", stage_of("engine", LOAD))
+    seen = Examination(Gambling, "engine", stage_of("engine", LOAD))
     verdict = seen.is_blind_to_its_generator()
     assert rejected(verdict, "the episode's own generator is worth", "not from seeds")

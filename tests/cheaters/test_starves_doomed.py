@@ -1,7 +1,7 @@
 """Cheater: drops or starves requests that are lost anyway, because the score cannot fall further.
 
-On engines this wins in overload, so a rule forbids it (`evaluation.starvation`). A router cannot
-drop a request: it has to name an engine that is up.
+On engines this wins in overload, so a rule forbids it (`evaluation.conduct.starvation`). A router
+cannot drop a request: it has to name an engine that is up.
 """
 
 from __future__ import annotations

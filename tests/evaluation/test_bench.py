@@ -17,7 +17,7 @@ from synergy_gym.bench import evaluate as bench_evaluate
 from synergy_gym.bench import kernel as bench_kernel
 from synergy_gym.bench import vector as bench_vector
 from synergy_gym.bench.bench import machine, parts, read_rows, run_bench
-from synergy_gym.bench.row import Effort, Part, Row
+from synergy_gym.bench.row import BenchPart, Effort, Row
 from synergy_gym.sim.compiled.clock import advance
 from synergy_gym.sim.readiness import BackgroundCompilation
 
@@ -91,7 +91,7 @@ def rows_then(error: BaseException | None = None) -> Iterator[Row]:
 
 def test_rows_are_printed_and_written(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "rows.csv"
-    rows = run_bench(out, [Part("two rows", rows_then)])
+    rows = run_bench(out, [BenchPart("two rows", rows_then)])
     assert [row.name for row in rows] == ["with a goal", "without"]
     printed = capsys.readouterr()
     assert "12,346" in printed.out
@@ -110,8 +110,8 @@ def test_figures_are_for_people() -> None:
 
 def test_an_interrupted_run_has_its_rows(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "rows.csv"
-    interrupted = Part("interrupted", lambda: rows_then(KeyboardInterrupt()))
-    never = Part("never", lambda: pytest.fail("measured after an interruption"))
+    interrupted = BenchPart("interrupted", lambda: rows_then(KeyboardInterrupt()))
+    never = BenchPart("never", lambda: pytest.fail("measured after an interruption"))
     with pytest.raises(KeyboardInterrupt):
         run_bench(out, [interrupted, never])
     assert "without" in capsys.readouterr().out

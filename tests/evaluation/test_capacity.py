@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synergy_gym.evaluation.capacity import (
-    Calibration,
     Capacity,
+    RateCalibration,
     capacity_of_curve,
     highest_load,
     mean_capacity,
@@ -102,7 +102,7 @@ other_rate_rps = 1
 def test_write_rate_changes_two_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text(FILE, encoding="utf-8")
-    found = Calibration("x", 4.56, 0.9012, (1, 2), 0.9, 0.85, 0.95)
+    found = RateCalibration("x", 4.56, 0.9012, (1, 2), 0.9, 0.85, 0.95)
     write_rate(path, found)
     new, old = path.read_text(encoding="utf-8").splitlines(), FILE.splitlines()
     assert [i for i, (a, b) in enumerate(zip(new, old, strict=True)) if a != b] == [4, 5]
@@ -115,7 +115,7 @@ def test_write_rate_changes_two_lines(tmp_path: Path) -> None:
 def test_write_rate_adds_the_source(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text('name = "x"\nrate_rps = 1.0\n', encoding="utf-8")
-    write_rate(path, Calibration("x", 2.0, 0.9, (1,), 0.9, 0.9, 0.9))
+    write_rate(path, RateCalibration("x", 2.0, 0.9, (1,), 0.9, 0.9, 0.9))
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     assert content["rate_rps"] == 2.0
     assert content["rate_source"].endswith("of seed 1; single seeds 0.900 to 0.900")
@@ -125,11 +125,11 @@ def test_write_rate_needs_one_line(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text("rate_rps = 1\nrate_rps = 2\n", encoding="utf-8")
     with pytest.raises(ValueError, match="one `rate_rps"):
-        write_rate(path, Calibration("x", 2.0, 0.9, (1,), 0.9, 0.9, 0.9))
+        write_rate(path, RateCalibration("x", 2.0, 0.9, (1,), 0.9, 0.9, 0.9))
 
 
 def test_the_source_says_how_far_single_seeds_differ() -> None:
-    many = Calibration("x", 2.0, 0.9, tuple(range(2000, 2020)), 0.9, 0.62, 0.97)
+    many = RateCalibration("x", 2.0, 0.9, tuple(range(2000, 2020)), 0.9, 0.62, 0.97)
     assert many.source.endswith("mean of seeds 2000 to 2019; single seeds 0.620 to 0.970")
-    gap = Calibration("x", 2.0, 0.9, (1, 2, 4), 0.9, 0.62, 0.97)
+    gap = RateCalibration("x", 2.0, 0.9, (1, 2, 4), 0.9, 0.62, 0.97)
     assert "mean of seeds 1, 2, 4; " in gap.source

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synergy_gym.evaluation.verify.boards import Options, Verdict, verify
+from synergy_gym.evaluation.verify.boards import BoardVerdict, Options, verify
 from synergy_gym.evaluation.verify.versions import (
     RESULTS_CHANGED,
     VERSIONS_FILE,
@@ -22,7 +22,7 @@ QUICK = BOARDS / "season1" / "quick"
 FEW = 12
 
 
-def _problems(verdict: Verdict) -> str:
+def _problems(verdict: BoardVerdict) -> str:
     return "\n".join([RESULTS_CHANGED, *verdict.problems]) if verdict.problems else ""
 
 

@@ -28,10 +28,10 @@ from synergy_gym.fidelity.calibration import (
 )
 from synergy_gym.fidelity.compare import (
     QUICK,
-    Cell,
     Comparison,
+    FidelityCell,
     Plan,
-    Played,
+    PlayedPair,
     cells_of,
     slowdowns,
     speed_bins,
@@ -64,12 +64,12 @@ def episode(scale: float, rng: np.random.Generator, attainment: float = 0.9) -> 
 
 def played(
     policy: str, live: list[float], sim: float, rng: np.random.Generator, load: float = 1.0
-) -> Played:
+) -> PlayedPair:
     """A cell whose attainment in the live repeats, and in both simulations, is given."""
-    cell = Cell("live-chat", load, policy, "round-robin")
+    cell = FidelityCell("live-chat", load, policy, "round-robin")
     repeats = [episode(1.0, rng, value) for value in live]
     simulated = [episode(1.05, rng, sim) for _ in live]
-    return Played(cell, False, repeats, simulated, simulated)
+    return PlayedPair(cell, False, repeats, simulated, simulated)
 
 
 def comparison(rng: np.random.Generator) -> Comparison:
@@ -125,7 +125,7 @@ def test_live_difference_is_the_mean_over_pairs() -> None:
 
 
 def test_tau_counts_only_pairs_that_live_repeats_separate(rng: np.random.Generator) -> None:
-    ranking = tables.ranking_table(comparison(rng))
+    ranking = tables.fidelity_ranking(comparison(rng))
     group = ranking[ranking["score"] == "slo_attainment"]
     found = tables.agreement(group, "sim")
     assert (found.pairs, found.all_pairs) == (5, 6)

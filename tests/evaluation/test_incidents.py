@@ -30,7 +30,7 @@ from synergy_gym.evaluation.incidents.cards import (
     read_cards,
     write_cards,
 )
-from synergy_gym.evaluation.incidents.measures import MEASURES, Played
+from synergy_gym.evaluation.incidents.measures import MEASURES, PlayedIncident
 from synergy_gym.evaluation.incidents.page import cards_text, library_text, matrix
 from synergy_gym.evaluation.jobs import Job
 from synergy_gym.evaluation.runner import Result
@@ -137,7 +137,7 @@ def result_of(rows: list[dict[str, float]]) -> Result:
 
 
 def measured(name: str, incident: list[dict[str, float]], calm: list[dict[str, float]]) -> float:
-    played = Played(result_of(incident), result_of(calm), (0.0, 20.0))
+    played = PlayedIncident(result_of(incident), result_of(calm), (0.0, 20.0))
     return MEASURES[name].compute(played)
 
 
@@ -179,7 +179,7 @@ def test_shares_and_retries() -> None:
 def test_a_request_without_a_token_has_waited_for_ever() -> None:
     assert measured("ttft_p99_ratio", late(3.0, ttft_s=1.5), GOOD) == pytest.approx(3.0)
     assert measured("ttft_p99_ratio", late(3.0, ttft_s=float("nan")), GOOD) == float("inf")
-    lonely = Played(result_of(GOOD), None, (0.0, 20.0))
+    lonely = PlayedIncident(result_of(GOOD), None, (0.0, 20.0))
     with pytest.raises(ValueError, match="the incident has none"):
         MEASURES["ttft_p99_ratio"].compute(lonely)
 

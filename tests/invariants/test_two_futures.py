@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synergy_gym.evaluation.conduct.two_futures import (
-    Played,
-    World,
+    PlayedWorld,
+    SmallWorld,
     play_engine,
     play_pair,
     play_router,
@@ -97,11 +97,11 @@ class Clairvoyant(EnginePolicy, RouterPolicy):  # type: ignore[misc]
         up = np.flatnonzero(cluster.alive)
         return int(up[self.total % len(up)])
 
-    def play_engine(self, simulator: type, world: World, workload: Workload) -> Played:
+    def play_engine(self, simulator: type, world: SmallWorld, workload: Workload) -> PlayedWorld:
         self.total = int(getattr(workload, self.column).sum())
         return play_engine(self, simulator, world, workload)
 
-    def play_router(self, simulator: type, world: World, workload: Workload) -> Played:
+    def play_router(self, simulator: type, world: SmallWorld, workload: Workload) -> PlayedWorld:
         self.total = int(getattr(workload, self.column).sum())
         return play_router(self, simulator, world, workload)
 

@@ -130,7 +130,7 @@ def ranking(
     Args:
         rows: rows of `results.csv`.
         track: who competes.
-        bounds: as `evaluation.bounds_file` reads them.
+        bounds: as `evaluation.board.bounds_file` reads them.
         season: that of the scenarios, for their families.
     """
     import pandas as pd

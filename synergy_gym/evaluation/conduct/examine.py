@@ -129,14 +129,14 @@ def examine(
         ValueError, TypeError: no such policy.
     """
     made: Any = MAKERS[layer](policy)
-    watched = Watched(policy, layer, stage or STAGES[layer], limit_s, hang_s)
+    watched = Examination(policy, layer, stage or STAGES[layer], limit_s, hang_s)
     found = [watched.failure or watched.plays()]
     if watched.failure is None:
         found += [check() for check in watched.checks()]
     return [*found, two_futures(made, layer, range(worlds))]
 
 
-class Watched:
+class Examination:
     """One watched episode, and what there is to say about it.
 
     Args:
@@ -224,7 +224,7 @@ class Watched:
         return Verdict("decision-time", mean_s <= self.limit_s, text + cure, figures)
 
     def starves_nobody(self) -> Verdict:
-        """Lost requests get their share (`evaluation.starvation`)."""
+        """Lost requests get their share (`evaluation.conduct.starvation`)."""
         played = SIEGES[self.layer].play(self.layer, self.policy)
         return starvation(played.records, played.slos)
 

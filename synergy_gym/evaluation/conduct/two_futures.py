@@ -56,7 +56,7 @@ Log = list[tuple[int, Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class SmallWorld:
     """What two futures have in common, besides the past.
 
     Attributes:
@@ -71,7 +71,7 @@ class World:
 
 
 @dataclasses.dataclass(frozen=True)
-class Played:
+class PlayedWorld:
     """One play of a policy through a world."""
 
     log: Log
@@ -82,11 +82,11 @@ class Played:
         return [entry for entry in self.log if entry[0] <= t]
 
 
-Play = Callable[[type, World, Workload], Played]
+Play = Callable[[type, SmallWorld, Workload], PlayedWorld]
 """Plays a policy: (simulator class, world, traffic)."""
 
 
-def make_world(rng: np.random.Generator, count: int) -> World:
+def make_world(rng: np.random.Generator, count: int) -> SmallWorld:
     """A random world of `count` engines."""
     terms = StepTerms(base_ms=4.0, per_sequence_ms=0.1, per_token_ms=0.08, noise_sd=0.05)
     gpu, model = AUTHORS_DEFAULT  # a step model is published for it: LENS is ready at once
@@ -107,7 +107,7 @@ def make_world(rng: np.random.Generator, count: int) -> World:
     ]
     clocks = [terms.clock(int(rng.integers(1 << 40))) for _ in specs]
     down, up = Event(0.3, "down", 1), Event(0.9, "up", 1)
-    return World(tuple(specs), tuple(clocks), (down, up) if count > 1 else ())
+    return SmallWorld(tuple(specs), tuple(clocks), (down, up) if count > 1 else ())
 
 
 def make_columns(
@@ -216,7 +216,9 @@ class _AllSeen(RouterSeat):
         return super().choose(sim)
 
 
-def play_engine(policy: EnginePolicy, simulator: type, world: World, workload: Workload) -> Played:
+def play_engine(
+    policy: EnginePolicy, simulator: type, world: SmallWorld, workload: Workload
+) -> PlayedWorld:
     """Play an engine policy on the world's only engine."""
     sim = simulator(
         engines=world.engines,
@@ -231,10 +233,12 @@ def play_engine(policy: EnginePolicy, simulator: type, world: World, workload: W
     seat.reset(np.random.default_rng(POLICY_SEED), *copy.deepcopy((world.engines[0], SLOS)))
     while sim.advance() == BATCH:
         seat.answer(sim)
-    return Played(noting.log, sim.records())
+    return PlayedWorld(noting.log, sim.records())
 
 
-def play_router(policy: RouterPolicy, simulator: type, world: World, workload: Workload) -> Played:
+def play_router(
+    policy: RouterPolicy, simulator: type, world: SmallWorld, workload: Workload
+) -> PlayedWorld:
     """Play a router policy in front of engines that decide by a fixed rule."""
     sim = simulator(
         engines=world.engines,
@@ -251,7 +255,7 @@ def play_router(policy: RouterPolicy, simulator: type, world: World, workload: W
     seat.reset(np.random.default_rng(POLICY_SEED), *copy.deepcopy((world.engines, SLOS)))
     while sim.advance() == ROUTE:
         seat.answer(sim)
-    return Played(noting.log, sim.records())
+    return PlayedWorld(noting.log, sim.records())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 from synergy_gym.evaluation.board.incident_library import INCIDENTS, Criterion, find_incident
 from synergy_gym.evaluation.board.incident_library import Incident as Incident
 from synergy_gym.evaluation.board.tables import cell
-from synergy_gym.evaluation.incidents.measures import MEASURES, Played
+from synergy_gym.evaluation.incidents.measures import MEASURES, PlayedIncident
 from synergy_gym.evaluation.jobs import (
     KEY_COLUMNS,
     Job,
@@ -65,7 +65,7 @@ class CardRow(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class IncidentVerdict:
     """One criterion over all seeds: `value` is the median, `worst` the worst seed."""
 
     criterion: Criterion
@@ -82,7 +82,7 @@ class Card:
     incident: Incident
     engine_policy: str
     router_policy: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[IncidentVerdict, ...]
 
     @property
     def passed(self) -> bool:
@@ -149,7 +149,7 @@ def _judged(job: Job, incident: Incident, result: Result, calm: Result | None) -
     hashes = (result.log_hash, "" if calm is None else calm.log_hash)
     for criterion in incident.criteria:
         measure, limit = MEASURES[criterion.measure], criterion.limit
-        value = measure.compute(Played(result, calm, criterion.window_s))
+        value = measure.compute(PlayedIncident(result, calm, criterion.window_s))
         value = float(cell(value) or "nan")
         head = (incident.name, incident.layer, job.load, *job.key[4:], job.seed)
         yield CardRow(*head, criterion.measure, value, limit, measure.meets(value, limit), *hashes)
@@ -220,12 +220,12 @@ def _card(key: tuple[str, str, str], rows: Sequence[CardRow], season: int) -> Ca
     return Card(incident, *key[1:], tuple(verdicts))
 
 
-def _verdict(criterion: Criterion, values: Sequence[float]) -> Verdict:
+def _verdict(criterion: Criterion, values: Sequence[float]) -> IncidentVerdict:
     measure = MEASURES[criterion.measure]
     middle = float(np.median(values))
     worst = float(np.min(values) if measure.higher_is_better else np.max(values))
     met = measure.meets(middle, criterion.limit)
-    return Verdict(criterion, middle, worst, len(values), met)
+    return IncidentVerdict(criterion, middle, worst, len(values), met)
 
 
 def write_cards(path: Path, rows: Sequence[CardRow]) -> None:

@@ -22,7 +22,7 @@ RECOVERED = 0.8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Played:
+class PlayedIncident:
     """One incident as it went.
 
     Attributes:
@@ -51,7 +51,7 @@ class Played:
 class Measure:
     """A figure of a played incident: how it is computed, and which way is better."""
 
-    compute: Callable[[Played], float]
+    compute: Callable[[PlayedIncident], float]
     higher_is_better: bool
     needs_calm: bool
     text: str
@@ -73,22 +73,22 @@ def _met_share(result: Result, begin_s: float, end_s: float) -> float:
     return float(met.mean()) if len(met) else float("nan")
 
 
-def _kept(played: Played, begin_s: float, end_s: float) -> float:
+def _kept(played: PlayedIncident, begin_s: float, end_s: float) -> float:
     calm = _met_share(played.calm_result(), begin_s, end_s)
     return _met_share(played.incident, begin_s, end_s) / calm if calm > 0 else float("nan")
 
 
-def attainment(played: Played) -> float:
+def attainment(played: PlayedIncident) -> float:
     """Share of the judged requests that met all their objectives."""
     return _met_share(played.incident, *played.window_s)
 
 
-def attainment_kept(played: Played) -> float:
+def attainment_kept(played: PlayedIncident) -> float:
     """The same, over what it is without the incident; NaN where that is 0."""
     return _kept(played, *played.window_s)
 
 
-def recovery_s(played: Played) -> float:
+def recovery_s(played: PlayedIncident) -> float:
     """From the window's begin to the end of its last slice that has not recovered.
 
     0: every slice has; infinite: the last one has not. A slice that is empty, or meets nothing
@@ -105,24 +105,24 @@ def recovery_s(played: Played) -> float:
     return float("inf") if late[-1] == len(starts) - 1 else float((late[-1] + 1) * BIN_S)
 
 
-def largest_share(played: Played) -> float:
+def largest_share(played: PlayedIncident) -> float:
     """Share of the judged requests that the engine with most of them got (their last attempt)."""
     engine = played.incident.records.engine[_inside(played.incident, *played.window_s)]
     return float(np.bincount(engine[engine >= 0], minlength=1).max() / len(engine))
 
 
-def retries_per_request(played: Played) -> float:
+def retries_per_request(played: PlayedIncident) -> float:
     """How often a judged request was sent again, on average."""
     attempts = played.incident.records.attempts[_inside(played.incident, *played.window_s)]
     return float(np.maximum(attempts - 1, 0).mean())
 
 
-def ttft_p99_ratio(played: Played) -> float:
+def ttft_p99_ratio(played: PlayedIncident) -> float:
     """P99 of TTFT over that without the incident; a request without a token counts as infinite."""
     return _ttft_p99_s(played.incident, played) / _ttft_p99_s(played.calm_result(), played)
 
 
-def _ttft_p99_s(result: Result, played: Played) -> float:
+def _ttft_p99_s(result: Result, played: PlayedIncident) -> float:
     records, inside = result.records, _inside(result, *played.window_s)
     waits: FloatArray = np.where(
         records.first_token_ns >= 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synergy_gym.evaluation.board.incident_library import INCIDENTS, LAYERS, Incident
-from synergy_gym.evaluation.incidents.cards import AMPLE, Card, Verdict, figure, rule
+from synergy_gym.evaluation.incidents.cards import AMPLE, Card, IncidentVerdict, figure, rule
 from synergy_gym.policies.base import Layer
 
 PASS, FAIL = "pass", "FAIL"
@@ -127,7 +127,7 @@ def _measured(incident: Incident, mine: Sequence[Card]) -> list[str]:
     return _markdown(headings, rows)
 
 
-def _both(judged: Verdict) -> str:
+def _both(judged: IncidentVerdict) -> str:
     value, worst = (figure(judged.criterion, x) for x in (judged.value, judged.worst))
     return f"{value} ({worst})"
 

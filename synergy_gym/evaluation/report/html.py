@@ -25,12 +25,12 @@ from synergy_gym.evaluation.report.html_incidents import (
     passed_cell,
 )
 from synergy_gym.evaluation.report.html_tables import (
-    Cell,
-    Table,
+    HtmlCell,
+    HtmlTable,
+    html_ranking,
     interaction_table,
     oracle_rows,
     pair_heat,
-    ranking_table,
     scenario_heat,
     scenario_table,
     text_table,
@@ -62,7 +62,7 @@ class ScenarioSection:
     name: str
     description: str
     charts: Sequence[tuple[str, str]]
-    table: Table
+    table: HtmlTable
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class PartSection:
     marked: Mapping[str, int]
     policies: Sequence[str]
     oracles: Sequence[str]
-    ranking: Table
-    others: Sequence[Table]
+    ranking: HtmlTable
+    others: Sequence[HtmlTable]
     reading: str
     scenarios: Sequence[ScenarioSection]
 
@@ -133,7 +133,7 @@ def _part_section(
         marked=marked,
         policies=policies,
         oracles=part.oracle_names(),
-        ranking=ranking_table(part.title, ranked, _card_column(part, policies, counts)),
+        ranking=html_ranking(part.title, ranked, _card_column(part, policies, counts)),
         others=[*_others(board, part, rows), *heats],
         reading=f"{SCORE_NOTE} Measured: {coverage_text(_fewest_seeds(rows))}.",
         scenarios=[_scenario_section(board, part, name, rows, marked) for name in names],
@@ -142,7 +142,7 @@ def _part_section(
 
 def _card_column(
     part: Part, policies: Sequence[str], counts: Mapping[tuple[str, str], tuple[int, int]]
-) -> dict[str, dict[str, Cell]]:
+) -> dict[str, dict[str, HtmlCell]]:
     """The column that shows how many incidents each competitor passes, if any was on trial."""
     found = {name: counts.get((part.track, name)) for name in policies}
     if not any(found.values()):
@@ -150,7 +150,7 @@ def _card_column(
     return {"incidents passed": {name: passed_cell(count) for name, count in found.items()}}
 
 
-def _others(board: Board, part: Part, rows: Sequence[Row]) -> list[Table]:
+def _others(board: Board, part: Part, rows: Sequence[Row]) -> list[HtmlTable]:
     """What could be reached, and how the layers interact; each where it is known."""
     tables = []
     reached = oracle_table(rows, part.track, board.bounds)
@@ -304,7 +304,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _policy_table(manifest: Mapping[str, Any]) -> Table:
+def _policy_table(manifest: Mapping[str, Any]) -> HtmlTable:
     rows = [
         (
             name,
@@ -321,6 +321,6 @@ def _policy_table(manifest: Mapping[str, Any]) -> Table:
     return text_table("Policies", heads, rows)
 
 
-def _scenario_table(manifest: Mapping[str, Any]) -> Table:
+def _scenario_table(manifest: Mapping[str, Any]) -> HtmlTable:
     rows = [(name, sha[:12]) for name, sha in sorted(manifest.get("scenarios", {}).items())]
     return text_table("Scenarios", ("scenario", "SHA-256"), rows)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from synergy_gym.evaluation.board.board import Board
 from synergy_gym.evaluation.board.part import DEFAULT_ENGINE, DEFAULT_ROUTER
 from synergy_gym.evaluation.jobs import competitor, pair_label
-from synergy_gym.evaluation.report.html_tables import Cell, Table
+from synergy_gym.evaluation.report.html_tables import HtmlCell, HtmlTable
 
 if TYPE_CHECKING:
     from synergy_gym.evaluation.board.incident_library import Incident
@@ -31,7 +31,7 @@ class IncidentSection:
 
     incident: Incident
     rules: Sequence[str]
-    table: Table
+    table: HtmlTable
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CardSection:
     """The incidents of one layer, and who passes them."""
 
     title: str
-    table: Table
+    table: HtmlTable
     incidents: Sequence[IncidentSection]
 
 
@@ -75,9 +75,9 @@ def passed(cards: Sequence[Card]) -> dict[tuple[str, str], tuple[int, int]]:
     return found
 
 
-def passed_cell(count: tuple[int, int] | None) -> Cell:
+def passed_cell(count: tuple[int, int] | None) -> HtmlCell:
     """`7 of 8`; empty for who was not on trial."""
-    return Cell("") if count is None else Cell(f"{count[0]} of {count[1]}", count[0])
+    return HtmlCell("") if count is None else HtmlCell(f"{count[0]} of {count[1]}", count[0])
 
 
 def card_sections(cards: Sequence[Card]) -> list[CardSection]:
@@ -93,7 +93,7 @@ def _section(layer: str, cards: Sequence[Card]) -> CardSection:
     of = {(card.incident.name, on_trial(card)): card for card in cards}
     rows = [
         [
-            Cell(name, name),
+            HtmlCell(name, name),
             passed_cell(counts[layer, name]),
             *(_verdict_cell(of.get((incident.name, name))) for incident in incidents),
         ]
@@ -104,13 +104,13 @@ def _section(layer: str, cards: Sequence[Card]) -> CardSection:
     sections = [
         _incident(one, [of[one.name, n] for n in names if (one.name, n) in of]) for one in incidents
     ]
-    return CardSection(title, Table(title, heads, rows), sections)
+    return CardSection(title, HtmlTable(title, heads, rows), sections)
 
 
-def _verdict_cell(card: Card | None) -> Cell:
+def _verdict_cell(card: Card | None) -> HtmlCell:
     if card is None:
-        return Cell("")
-    return Cell("pass" if card.passed else "fail", int(card.passed), passed=card.passed)
+        return HtmlCell("")
+    return HtmlCell("pass" if card.passed else "fail", int(card.passed), passed=card.passed)
 
 
 def _incident(incident: Incident, cards: Sequence[Card]) -> IncidentSection:
@@ -120,11 +120,11 @@ def _incident(incident: Incident, cards: Sequence[Card]) -> IncidentSection:
     heads = ["policy", "verdict", *(MEASURES[c.measure].text for c in incident.criteria)]
     rows = [
         [
-            Cell(on_trial(card), on_trial(card)),
+            HtmlCell(on_trial(card), on_trial(card)),
             _verdict_cell(card),
-            *(Cell(figure(v.criterion, v.value), v.value, passed=v.met) for v in card.verdicts),
+            *(HtmlCell(figure(v.criterion, v.value), v.value, passed=v.met) for v in card.verdicts),
         ]
         for card in cards
     ]
     rules = [f"{rule(criterion)}; {criterion.why}" for criterion in incident.criteria]
-    return IncidentSection(incident, rules, Table(incident.title, heads, rows))
+    return IncidentSection(incident, rules, HtmlTable(incident.title, heads, rows))

@@ -44,7 +44,7 @@ LATENCIES = ("ttft_p99_s", "tpot_p99_s", "e2e_p99_s")
 
 
 @dataclass(frozen=True)
-class Cell:
+class HtmlCell:
     """One cell.
 
     Attributes:
@@ -65,7 +65,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class HtmlTable:
     """A table that readers sort and filter; `lead` says what it shows, if its name does not.
 
     The first cell of a row is its head.
@@ -73,35 +73,35 @@ class Table:
 
     name: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[HtmlCell]]
     numeric: bool = True
     lead: str = ""
 
 
-def text_table(name: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def text_table(name: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> HtmlTable:
     """A table of texts."""
-    return Table(name, columns, [[Cell(t, t) for t in row] for row in rows], numeric=False)
+    return HtmlTable(name, columns, [[HtmlCell(t, t) for t in row] for row in rows], numeric=False)
 
 
-def value_cell(column: str, value: Any) -> Cell:
+def value_cell(column: str, value: Any) -> HtmlCell:
     """A figure, written as the Markdown page writes it."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
-        return Cell(figure(column, value), "" if math.isnan(value) else value)
-    return Cell(str(value), value if isinstance(value, int) else str(value))
+        return HtmlCell(figure(column, value), "" if math.isnan(value) else value)
+    return HtmlCell(str(value), value if isinstance(value, int) else str(value))
 
 
-def heat_cell(value: float) -> Cell:
+def heat_cell(value: float) -> HtmlCell:
     """A share on a background that shows it; empty where nothing was played."""
     if math.isnan(value):
-        return Cell("")
-    return Cell(f"{100 * value:.1f}", value, heat=value)
+        return HtmlCell("")
+    return HtmlCell(f"{100 * value:.1f}", value, heat=value)
 
 
-def ranking_table(
-    name: str, ranked: pd.DataFrame, extra: Mapping[str, Mapping[str, Cell]]
-) -> Table:
+def html_ranking(
+    name: str, ranked: pd.DataFrame, extra: Mapping[str, Mapping[str, HtmlCell]]
+) -> HtmlTable:
     """A ranking; the score's interval is drawn, those of other figures stand beside them.
 
     Args:
@@ -122,7 +122,7 @@ def ranking_table(
         cells += [] if span is None else [_interval_cell(row, span)]
         cells += [column[str(row["policy"])] for column in extra.values()]
         rows.append([*cells, *(_ranking_cell(c, row) for c in columns)])
-    return Table(name, heads, rows)
+    return HtmlTable(name, heads, rows)
 
 
 def _head(column: str) -> str:
@@ -132,9 +132,9 @@ def _head(column: str) -> str:
     return LABELS.get(column) or column.replace("_", " ").replace("load ", "load\N{NO-BREAK SPACE}")
 
 
-def _ranking_cell(column: str, row: Mapping[Any, Any]) -> Cell:
+def _ranking_cell(column: str, row: Mapping[Any, Any]) -> HtmlCell:
     if column == "capacity" and "capacity_text" in row:
-        return Cell(str(row["capacity_text"]), float(row["capacity"]))
+        return HtmlCell(str(row["capacity_text"]), float(row["capacity"]))
     cell = value_cell(column, row[column])
     low, high = (float(row.get(c, math.nan)) for c in INTERVALS.get(column, ("", "")))
     if math.isnan(low):
@@ -158,17 +158,17 @@ def interval_range(ranked: pd.DataFrame) -> tuple[float, float] | None:
     return low, max(high, low + 0.1)
 
 
-def _interval_cell(row: Mapping[Any, Any], span: tuple[float, float]) -> Cell:
+def _interval_cell(row: Mapping[Any, Any], span: tuple[float, float]) -> HtmlCell:
     low, high = (float(row[name]) for name in INTERVALS[SCORE])
     if math.isnan(low):
-        return Cell("-")
+        return HtmlCell("-")
     score = float(row[SCORE])
     places = [(x - span[0]) / (span[1] - span[0]) for x in (low, score, high)]
     text = f"{100 * score:.1f} % {_ends(low, high)}"
-    return Cell(text, score, interval=(places[0], places[1], places[2]))
+    return HtmlCell(text, score, interval=(places[0], places[1], places[2]))
 
 
-def scenario_table(part: Part, scenario: str, rows: Sequence[Row], load: float) -> Table:
+def scenario_table(part: Part, scenario: str, rows: Sequence[Row], load: float) -> HtmlTable:
     """One scenario: attainment by load, capacity, and latencies at one load."""
     loads = sorted({row["load"] for row in rows})
     heads = ["policy", *(f"load {x:g}" for x in loads), "capacity"]
@@ -177,11 +177,11 @@ def scenario_table(part: Part, scenario: str, rows: Sequence[Row], load: float) 
     for name, found in by_competitor(part.track, rows).items():
         at = {x: [row for row in found if row["load"] == x] for x in loads}
         text = f"{name} (oracle)" if name in part.oracle_names() else name
-        cells = [Cell(text, text), *(heat_cell(mean(at[x], "slo_attainment")) for x in loads)]
+        cells = [HtmlCell(text, text), *(heat_cell(mean(at[x], "slo_attainment")) for x in loads)]
         capacity = capacities_of(found)[scenario]
-        cells.append(Cell(str(capacity), capacity.load))
+        cells.append(HtmlCell(str(capacity), capacity.load))
         table.append([*cells, *(value_cell(x, mean(at[load], x)) for x in LATENCIES)])
-    return Table(f"{scenario}, {part.track} track", heads, table)
+    return HtmlTable(f"{scenario}, {part.track} track", heads, table)
 
 
 def mean(rows: Sequence[Row], column: str) -> float:
@@ -190,7 +190,7 @@ def mean(rows: Sequence[Row], column: str) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def scenario_heat(part: Part, rows: Sequence[Row], policies: Sequence[str]) -> Table:
+def scenario_heat(part: Part, rows: Sequence[Row], policies: Sequence[str]) -> HtmlTable:
     """Mean attainment of each competitor in each scenario."""
     names = [name for name in part.scenarios if any(row["scenario"] == name for row in rows)]
     found = by_competitor(part.track, rows)
@@ -203,7 +203,7 @@ def scenario_heat(part: Part, rows: Sequence[Row], policies: Sequence[str]) -> T
     )
 
 
-def pair_heat(part: Part, rows: Sequence[Row]) -> Table:
+def pair_heat(part: Part, rows: Sequence[Row]) -> HtmlTable:
     """Mean attainment of each router policy (across) with each engine policy (down)."""
     engines = list(dict.fromkeys(engine for engine, _ in part.matchups()))
     routers = list(dict.fromkeys(router for _, router in part.matchups()))
@@ -223,25 +223,25 @@ def heat_table(
     down: Sequence[str],
     across: Sequence[str],
     rows_of: Callable[[str, str], Sequence[Row]],
-) -> Table:
+) -> HtmlTable:
     """Mean attainment over the rows of each (down, across), in percent."""
     table = [
         [
-            Cell(one, one),
+            HtmlCell(one, one),
             *(heat_cell(mean(rows_of(one, other), "slo_attainment")) for other in across),
         ]
         for one in down
     ]
     lead = "Mean attainment, %, over loads and seeds; empty: not played."
-    return Table(name, [corner, *across], table, lead=lead)
+    return HtmlTable(name, [corner, *across], table, lead=lead)
 
 
-def interaction_table(interaction: Interaction) -> Table:
+def interaction_table(interaction: Interaction) -> HtmlTable:
     """Points that each pair attains beyond its policies' own effects, with intervals."""
     found = interaction.effects
     rows = [
         [
-            Cell(engine, engine),
+            HtmlCell(engine, engine),
             *(
                 _points_cell(found.pair[i, j], found.low[i, j], found.high[i, j])
                 for j in range(len(interaction.routers))
@@ -255,15 +255,15 @@ def interaction_table(interaction: Interaction) -> Table:
         "of squares of all effects."
     )
     heads = ["engine policy", *interaction.routers]
-    return Table("Interaction of the layers", heads, rows, lead=lead)
+    return HtmlTable("Interaction of the layers", heads, rows, lead=lead)
 
 
-def _points_cell(value: float, low: float, high: float) -> Cell:
+def _points_cell(value: float, low: float, high: float) -> HtmlCell:
     text = f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    return Cell(text, float(value))
+    return HtmlCell(text, float(value))
 
 
-def oracle_rows(table: pd.DataFrame) -> Table:
+def oracle_rows(table: pd.DataFrame) -> HtmlTable:
     """What could be reached: played oracles, hindsight and the proven bound; not ranked."""
     columns = [str(c) for c in table.columns if not table[c].isna().all()]
     rows = [[value_cell(c, row[c]) for c in columns] for row in table.to_dict("records")]
@@ -271,4 +271,4 @@ def oracle_rows(table: pd.DataFrame) -> Table:
         "Not ranked. Oracles were played and know the future; in hindsight is the best that "
         "anybody attained, chosen per episode once it is over; a bound is proven."
     )
-    return Table("What could be reached", [_head(c) for c in columns], rows, lead=lead)
+    return HtmlTable("What could be reached", [_head(c) for c in columns], rows, lead=lead)

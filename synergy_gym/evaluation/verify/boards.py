@@ -36,7 +36,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BoardVerdict:
     """What was found about one board.
 
     Attributes:
@@ -69,7 +69,7 @@ def boards_in(folder: Path) -> list[Path]:
     return found
 
 
-def verify(folder: Path, options: Options, on_progress: OnProgress | None = None) -> Verdict:
+def verify(folder: Path, options: Options, on_progress: OnProgress | None = None) -> BoardVerdict:
     """Check one board.
 
     Nothing is played while its files contradict one another.
@@ -81,9 +81,9 @@ def verify(folder: Path, options: Options, on_progress: OnProgress | None = None
     """
     board, problems = read_checked(folder)
     if board is None:
-        return Verdict(folder, 0, problems)
+        return BoardVerdict(folder, 0, problems)
     jobs, problems = structure_problems(board)
-    verdict = Verdict(folder, len(board.rows), problems)
+    verdict = BoardVerdict(folder, len(board.rows), problems)
     if not problems:
         for checked in _levels(board, jobs, options, on_progress):
             verdict.checks.append(checked)

@@ -27,7 +27,7 @@ RESULTS_CHANGED = "results changed: raise the environment's version and renew th
 
 
 @dataclass(frozen=True, slots=True)
-class Episode:
+class ReferenceEpisode:
     """One reference episode, `horizon_s` seconds of arrivals from the start."""
 
     scenario: str
@@ -47,23 +47,23 @@ class Episode:
         return {name: str(row[name]) for name in ("log_hash", "scenario_hash")}
 
 
-EPISODES: Mapping[str, tuple[Episode, ...]] = MappingProxyType(
+EPISODES: Mapping[str, tuple[ReferenceEpisode, ...]] = MappingProxyType(
     {
         "SynergyGym/EngineBatching": (
-            Episode("chat-h100", 1.2, "vllm-v1", "round-robin"),
-            Episode("code-a100", 1.0, "earliest-deadline", "round-robin"),
-            Episode("summarization-h100", 1.2, "sarathi-512", "round-robin"),
-            Episode("two-class-h100", 1.2, "vllm-v0", "round-robin"),
-            Episode("chat-a6000", 1.0, "random", "round-robin"),
+            ReferenceEpisode("chat-h100", 1.2, "vllm-v1", "round-robin"),
+            ReferenceEpisode("code-a100", 1.0, "earliest-deadline", "round-robin"),
+            ReferenceEpisode("summarization-h100", 1.2, "sarathi-512", "round-robin"),
+            ReferenceEpisode("two-class-h100", 1.2, "vllm-v0", "round-robin"),
+            ReferenceEpisode("chat-a6000", 1.0, "random", "round-robin"),
         ),
         "SynergyGym/ClusterRouting": (
-            Episode("hetero-3", 1.5, "vllm-v1", "least-outstanding"),
-            Episode("flowgpt-8xh100", 1.2, "vllm-v1", "session"),
-            Episode("long-context-4xh100", 1.0, "vllm-v1", "round-robin"),
+            ReferenceEpisode("hetero-3", 1.5, "vllm-v1", "least-outstanding"),
+            ReferenceEpisode("flowgpt-8xh100", 1.2, "vllm-v1", "session"),
+            ReferenceEpisode("long-context-4xh100", 1.0, "vllm-v1", "round-robin"),
         ),
         "SynergyGym/CrossLayer": (
-            Episode("hetero-3", 1.5, "random", "random"),
-            Episode("flowgpt-8xh100-llama8b", 1.2, "static-256", "least-outstanding"),
+            ReferenceEpisode("hetero-3", 1.5, "random", "random"),
+            ReferenceEpisode("flowgpt-8xh100-llama8b", 1.2, "static-256", "least-outstanding"),
         ),
     }
 )

@@ -27,7 +27,7 @@ TERMS = (
     "per_prefill_context_ms",
     "per_mixed_context_ms",
 )
-"""What is fitted, fields of `latency.terms.StepTerms`."""
+"""What is fitted, fields of `latency.clock.StepTerms`."""
 KINDS = ("decode", "prefill", "mixed")
 SMALL = "65 to 700 tokens"
 """Steps with prompt tokens of the size that SynergySched's LENS chooses."""

@@ -1,6 +1,6 @@
 """What a model of the step time sees of a step, and the protocol that all of them follow.
 
-Policies talk to any model through `StepModel`; `latency.online` and `latency.context_model`
+Policies talk to any model through `StepModel`; `latency.models.online` and `latency.models.context`
 implement it.
 """
 

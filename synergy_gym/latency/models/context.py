@@ -76,7 +76,7 @@ DEFAULT_SETTINGS = ContextSettings()
 
 
 class ContextAwareModel:
-    """Step times by the terms of `latency.rls`, learned step by step (`StepModel`).
+    """Step times by the terms of `latency.models.rls`, learned step by step (`StepModel`).
 
     Predictions are finite, >= `MIN_STEP_MS`, and never fall when a step does more: coefficients
     are >= 0. Steps that cannot be (times of 0, NaN or above `max_step_ms`, negative features) are
@@ -223,7 +223,7 @@ class ContextAwareModel:
         return tokens
 
     def coefficients(self) -> FloatArray:
-        """Coefficients in ms per unit, `rls.NUM_TERMS` values in the order of `latency.rls`."""
+        """Coefficients in ms per unit, `rls.NUM_TERMS` values, in the order of that module."""
         theta = self.state[rls.THETA : rls.THETA + rls.NUM_TERMS]
         scale: FloatArray = self.state[rls.SCALE : rls.SCALE + rls.NUM_TERMS]
         return theta / scale

@@ -102,7 +102,7 @@ class AttentionQ(nn.Module):  # type: ignore[misc]
         return self.dense[-1](h)
 
 
-class Replay:
+class ReplayBuffer:
     """The last transitions; there are no ends, serving never does.
 
     Attributes:
@@ -156,7 +156,7 @@ class AuthorsDqn:
         self.target.load_state_dict(self.network.state_dict())
         rate = settings.learning_rate
         self.optimiser = th.optim.Adam(self.network.parameters(), lr=rate)
-        self.replay = Replay(settings.buffer_size)
+        self.replay = ReplayBuffer(settings.buffer_size)
         self.updates = 0
         self.loss = float("nan")
 

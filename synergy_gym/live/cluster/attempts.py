@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from synergy_gym.live.cluster.event_loop import Hub
+from synergy_gym.live.cluster.event_loop import EventLoop
 from synergy_gym.live.cluster.messages import AttemptEnded, LiveRequest, Patience, TokensCame
 from synergy_gym.types import NS_PER_S, Outcome
 
@@ -40,7 +40,7 @@ class Attempts:
     def __init__(
         self,
         engine: int,
-        hub: Hub,
+        hub: EventLoop,
         patience: Patience,
         on_silence: Callable[[], object] = lambda: None,
     ) -> None:

@@ -20,11 +20,11 @@ LEAVE_S = 5.0
 """Time that tasks get to end when the hub closes, seconds."""
 
 
-class HubClosedError(RuntimeError):
+class EventLoopClosedError(RuntimeError):
     """The live cluster was closed; build a new one."""
 
 
-class Hub:
+class EventLoop:
     """A running event loop and the events that its tasks report.
 
     Args:
@@ -64,23 +64,23 @@ class Hub:
         """Let the loop call `function` soon; from any thread.
 
         Raises:
-            HubClosedError: the hub is closed.
+            EventLoopClosedError: the hub is closed.
         """
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError as error:
-            raise HubClosedError("this live cluster is closed; build a new one") from error
+            raise EventLoopClosedError("this live cluster is closed; build a new one") from error
 
     def ask(self, work: Coroutine[Any, Any, Answer], timeout_s: float | None = None) -> Answer:
         """The result of a coroutine that runs in the loop; not from the loop's own thread.
 
         Raises:
-            HubClosedError: the hub is closed.
+            EventLoopClosedError: the hub is closed.
             TimeoutError: it takes longer than `timeout_s`; it is cancelled.
         """
         if not self.is_open:
             work.close()
-            raise HubClosedError("this live cluster is closed; build a new one")
+            raise EventLoopClosedError("this live cluster is closed; build a new one")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout_s)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from synergy_gym.live.cluster.event_loop import Hub
+from synergy_gym.live.cluster.event_loop import EventLoop
 from synergy_gym.live.cluster.messages import Connection, Patience
 from synergy_gym.policies.base import EnginePolicy
 from synergy_gym.types import SLO, TelemetrySpec
@@ -44,7 +44,7 @@ class Fleet(ABC):
 
     def __init__(self, patience: Patience) -> None:
         self.patience = patience
-        self.hub = Hub()
+        self.hub = EventLoop()
         self.connections: Sequence[Connection] = ()
         self._tickets = itertools.count(1)
 

@@ -465,7 +465,7 @@ def free(world, engine, r, tokens):  # type: ignore[no-untyped-def]
 
 @inner
 def duration_ns(engine):  # type: ignore[no-untyped-def]
-    """How long the planned iteration takes (`latency.terms`)."""
+    """How long the planned iteration takes (`latency.clock`)."""
     step = plan_of(engine)
     prefill = np.int64(1) if step.prefills > 0 else np.int64(0)
     mixed = prefill if step.decodes > 0 else np.int64(0)

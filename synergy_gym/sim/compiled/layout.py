@@ -223,7 +223,7 @@ ENGINE = Layout("Engine", [
     ("planned", "i8"),           # place of `prefills` PLANNEDs, in order of the running list
     ("phases", "i8"),            # place of block_size PHASEs
     ("buckets", "i8"),           # place of NUMBERs: decodes by the iteration of their last token
-    ("clock", "i8"),             # place of the step-latency vector (`latency.terms`)
+    ("clock", "i8"),             # place of the step-latency vector (`latency.clock`)
     ("clock_size", "i8"),
     ("steps", "i8"),             # iterations planned so far, empty ones included
     ("decision_hash", "i8"),

@@ -63,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What times an iteration (`latency.terms`); counts of requests and tokens."""
+    """What times an iteration (`latency.clock`); counts of requests and tokens."""
 
     sequences: int
     tokens: int
@@ -98,7 +98,7 @@ class Features:
         )
 
     def arguments(self) -> tuple[int, int, int, int, int, int, int]:
-        """Arguments of `latency.terms.step_ns` after the step number."""
+        """Arguments of `latency.clock.step_ns` after the step number."""
         prefill = int(self.sequences > self.decodes)
         return (
             self.sequences,

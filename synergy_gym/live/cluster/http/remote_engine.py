@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from synergy_gym.live.cluster.attempts import Attempts
-from synergy_gym.live.cluster.event_loop import Hub
+from synergy_gym.live.cluster.event_loop import EventLoop
 from synergy_gym.live.cluster.http.stream import (
     EngineFailedError,
     RequestRefusedError,
@@ -55,7 +55,7 @@ class HttpEngine:
         engine: int,
         url: str,
         kv_blocks: int,
-        hub: Hub,
+        hub: EventLoop,
         client: httpx.AsyncClient,
         patience: Patience,
     ) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from synergy_gym.live.cluster.attempts import Attempts
-from synergy_gym.live.cluster.event_loop import Hub, HubClosedError
+from synergy_gym.live.cluster.event_loop import EventLoop, EventLoopClosedError
 from synergy_gym.live.cluster.messages import HealthChanged, LiveRequest, Patience
 from synergy_gym.live.cluster.workers.messages import (
     Abort,
@@ -60,7 +60,7 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, start: Start, hub: Hub, say: Listener, gone: Gone, log: Path, threads: int
+        self, start: Start, hub: EventLoop, say: Listener, gone: Gone, log: Path, threads: int
     ) -> None:
         self._hub = hub
         self._outbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
@@ -102,9 +102,9 @@ class WorkerProcess:
             self._process.wait()
             try:
                 self._hub.call(gone, self)
-            except HubClosedError:
+            except EventLoopClosedError:
                 return
-        except HubClosedError:
+        except EventLoopClosedError:
             return
 
     def _write(self) -> None:
@@ -133,7 +133,9 @@ class WorkerEngine:
         dropped_caps: token caps above zero that vLLM could not obey in this episode.
     """
 
-    def __init__(self, start: Start, hub: Hub, patience: Patience, log: Path, threads: int) -> None:
+    def __init__(
+        self, start: Start, hub: EventLoop, patience: Patience, log: Path, threads: int
+    ) -> None:
         self.ready: Ready | None = None
         self.restarts = 0
         self.failures = 0
