@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -65,10 +66,14 @@ class Board:
         return dict(self.manifest.get("failures", {}))
 
     def rankings(self) -> list[tuple[Part, pd.DataFrame]]:
-        """One ranking per part of the suite that has rows."""
+        """One ranking per part of the suite that has rows; its bootstrap runs once."""
+        return [(part, table.copy()) for part, table in self._rankings]
+
+    @cached_property
+    def _rankings(self) -> list[tuple[Part, pd.DataFrame]]:
         return suite_rankings(self.suite, self.rows, self.bounds)
 
-    @property
+    @cached_property
     def bounds(self) -> Bounds:
         """The proven bounds of `bounds.csv`; empty where a board has none."""
         return read_bounds(self.folder / BOUNDS_FILE)

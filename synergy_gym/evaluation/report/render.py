@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from synergy_gym.evaluation.board.board import Board
 from synergy_gym.evaluation.board.files import HTML_FILE, PAGE_FILE, PARQUET_FILE, PLOTS_FOLDER
 from synergy_gym.evaluation.manifest import write_whole
-
-if TYPE_CHECKING:
-    pass
 
 
 def render_board(board: Board) -> None:
