@@ -195,7 +195,7 @@ def test_a_changed_number_changes_a_part() -> None:
     print(f"seed {seed}")
     draw, before = random.Random(seed), parts()
     kernels = [f"synergy_gym.sim.compiled.{name}" for name in ("engine", "cache", "commit")]
-    others = ("metrics", "sim.plain.engine", "latency.terms", "workload.arrivals")
+    others = ("metrics", "sim.plain.engine", "latency.clock", "workload.arrivals")
     chosen = [*kernels, *(f"synergy_gym.{name}" for name in (*others, "evaluation.timed"))]
     for name in chosen:
         source = package_modules()[name].read_text()

@@ -196,7 +196,7 @@ def evaluate(
         horizon_s: end of arrivals and of the scored window, instead of the scenario's.
         record_itl: collect inter-token gaps, which adds the `itl_*` figures.
         simulator: simulator class; by default the compiled one (`sim.readiness`).
-        observers: who is told of every decision (`synergy_gym.seats`).
+        observers: who is told of decisions (`synergy_gym.seats`).
         backend: "sim" (simulated), or "vllm": real engines with the scenario's limits.
         live: how real engines are started, reached and timed; the manifest records it.
 
@@ -206,36 +206,45 @@ def evaluate(
         PolicyError: a policy took an illegal decision.
         ValueError: an unknown policy name.
     """
-    world = resolve_scenario(scenario)
-    world = world if workload is None else trace_window(world, workload)
-    world = windowed(world, warmup_s, horizon_s)
-    rng = policy_stream(seed)
+    world = _world(scenario, workload, warmup_s, horizon_s)
     router = copy.deepcopy(make_router_policy(router_policy))
     asked = make_engine_policy(engine_policy)
     manifest = episode_manifest(world, asked, router, load, seed, workload)
     engines = _engine_seats(engine_policy, world, seed, observers)
     seat = RouterSeat(router, observers)
-    _reset(seat, rng, *_copies(tuple(world.engines), tuple(world.slos)))
+    _reset(seat, policy_stream(seed), *_copies(tuple(world.engines), tuple(world.slos)))
     options = _prepared(_backend(backend, live), router, world)
     began, rules = time.perf_counter(), [engine.rule() for engine in engines]
     episode = {"scenario": world, "load": load, "seed": seed, "workload": workload, "rules": rules}
     episode |= {"auto_route": len(engines) == 1, "record_itl": record_itl}
-    if simulator is options is None:  # who gives a simulator wants to see the routes
-        episode |= _ruled(seat, len(engines))
+    episode |= _ruled(seat, len(engines)) if simulator is options is None else {}
     sim = _built(options, engine_policy, observed_simulator(simulator, observers), episode)
     for observer in observers:
         observer.began(sim, rules)
-    built = time.perf_counter()
+    built, times = time.perf_counter(), {"engine": engines[0].times, "router": seat.times}
     with closing(sim) if hasattr(sim, "close") else nullcontext():
         play(sim, engines, seat)
-        times = {"engine": engines[0].times, "router": seat.times}
         timings = _timings(times, built - began, time.perf_counter() - built, rules)
         manifest |= {} if options is None else {"live": sim.live_report()}
     return episode_result(world, sim, timings, manifest, record_itl, observers)
 
 
+def _world(
+    scenario: ScenarioSpec,
+    workload: Workload | None,
+    warmup_s: float | None,
+    horizon_s: float | None,
+) -> Scenario:
+    world = resolve_scenario(scenario)
+    world = world if workload is None else trace_window(world, workload)
+    return windowed(world, warmup_s, horizon_s)
+
+
 def _ruled(router: RouterSeat, engines: int) -> dict[str, Any]:
-    """A router that the simulator can play by itself, as its argument."""
+    """A router that the simulator can play by itself, as its argument.
+
+    Who gives a simulator wants to see the routes.
+    """
     rule = router.rule() if engines > 1 else None
     return {} if rule is None else {"router": (rule, router.rng)}
 

@@ -15,11 +15,12 @@ from gymnasium.utils.env_checker import check_env
 
 import synergy_gym  # noqa: F401 - registers the ids
 from synergy_gym.cli.app import main
-from synergy_gym.evaluation.runner import PolicyError, evaluate
+from synergy_gym.evaluation.runner import evaluate
 from synergy_gym.live.backend import LiveOptions
 from synergy_gym.live.inprocess.machines import engine_house
 from synergy_gym.policies import EnginePolicy
 from synergy_gym.scenario import Scenario, load_scenario
+from synergy_gym.seats import PolicyError
 from synergy_gym.types import BatchDecision, ClientSpec, EngineView
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("vllm")]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synergy_gym.latency.terms import StepTerms
+from synergy_gym.latency.clock import StepTerms
 from synergy_gym.sim.compiled.checks_pool import Spans
 from synergy_gym.sim.plain.simulator import ReferenceSimulator
 from synergy_gym.sim.points import DONE

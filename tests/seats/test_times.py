@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from synergy_gym.evaluation.decision_times import DecisionTimes
+from synergy_gym.seats.times import DecisionTimes
 
 
 def times_of(durations_ns: list[int]) -> DecisionTimes:
