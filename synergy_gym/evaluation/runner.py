@@ -203,13 +203,12 @@ def evaluate(
     Raises:
         ScenarioError: the scenario is unknown or wrong.
         VllmUnavailableError: real engines were asked for, and vLLM cannot be used.
-        PolicyError: a policy took an illegal decision.
-        ValueError: an unknown policy name.
+        PolicyError, ValueError: an illegal decision; an unknown policy.
     """
     world = _world(scenario, workload, warmup_s, horizon_s)
     router = copy.deepcopy(make_router_policy(router_policy))
-    asked = make_engine_policy(engine_policy)
-    manifest = episode_manifest(world, asked, router, load, seed, workload)
+    policies = make_engine_policy(engine_policy), router
+    manifest = episode_manifest(world, *policies, load, seed, workload)
     engines = _engine_seats(engine_policy, world, seed, observers)
     seat = RouterSeat(router, observers)
     _reset(seat, policy_stream(seed), *_copies(tuple(world.engines), tuple(world.slos)))
