@@ -18,10 +18,11 @@ from typing import Annotated, Any
 
 import typer
 
-from synergy_gym.evaluation.board.board import Board
-from synergy_gym.evaluation.board.files import MANIFEST_FILE
+from synergy_gym.evaluation.board.board import Board, read_board
+from synergy_gym.evaluation.board.files import HTML_FILE, MANIFEST_FILE
 from synergy_gym.evaluation.dynamics import dynamics_hash, dynamics_parts
-from synergy_gym.evaluation.manifest import write_json
+from synergy_gym.evaluation.manifest import write_json, write_whole
+from synergy_gym.evaluation.report.html import report_html
 from synergy_gym.evaluation.verify.boards import boards_in
 from synergy_gym.evaluation.verify.files import read_checked, structure_problems
 from synergy_gym.evaluation.verify.play import Checked, check_log, check_policy
@@ -98,6 +99,8 @@ def main(
             continue
         played = ", ".join(f"{check.level}: {check.played} rows" for check in checks)
         write_json(place / MANIFEST_FILE, restamped(board, reason, played))
+        if (place / HTML_FILE).is_file():  # it shows the hashes
+            write_whole(place / HTML_FILE, report_html(read_board(place)))
         print(f"{place}: restamped ({played})")
     raise typer.Exit(int(failed))
 
