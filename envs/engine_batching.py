@@ -258,11 +258,17 @@ class EngineBatchingEnv(ServingEnv):
             return self._step_apart(action)
         if not self._limits:
             return self._step_held(fused, action)
-        plain = type(action) is np.ndarray and action.dtype is _INT64
-        values = action.tolist() if plain and action.shape == self._shape else None
-        if values is None or not (0 <= values[0] < self._budgets and 0 <= values[1] < self._caps):
-            values = self._actions.values(action)
-        point, dt_s, reward = fused(*values)
+        try:
+            budget, cap = (
+                action.tolist() if action.dtype is _INT64 else self._actions.values(action)
+            )
+        except (AttributeError, TypeError, ValueError):
+            budget, cap = self._actions.values(action)
+        if not type(budget) is int is type(cap):
+            self._actions.values(action)
+        point, dt_s, reward = fused(budget, cap)
+        if point == ILLEGAL:
+            self._actions.values(action)
         observation = self._observation() if self._dict else self._buffer.copy()
         if point == DONE:
             reward, info = self._outcome(True)
