@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ import numpy as np
 import pytest
 
 from synergy_gym.live.vllm.version import VllmUnavailableError, load_vllm
+
+ROOT = str(Path(__file__).resolve().parents[1])
+if ROOT not in sys.path:  # of `experiments`; last, so that it stands in for nothing
+    sys.path.append(ROOT)
 
 DATA_VARIABLE = "SYNERGY_GYM_DATA"
 NO_DATA = f"needs real data: set {DATA_VARIABLE} to the folder with traces/ and measurements/"
