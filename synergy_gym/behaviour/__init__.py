@@ -5,8 +5,8 @@ comments, layout, docstrings and the annotations of functions are not in it, onl
 these name, whose methods are called on arguments. A name that another definition of this package
 gives counts as the hash of that definition, however it was imported, so that moving, renaming or
 reformatting a module changes nothing, and a change of anything that a definition uses, directly or
-not, changes its hash. Names of other packages count as they are
-called; their versions are recorded beside the hashes.
+not, changes its hash. Names of other packages count as they are called; their versions are recorded
+beside the hashes.
 
 Not seen: what is reached by a computed name (`getattr` with a variable, a module found by listing
 a folder). A module that is used as a value counts with all its definitions.

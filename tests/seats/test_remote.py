@@ -92,7 +92,8 @@ def test_a_policy_that_hangs_is_given_up() -> None:
 
 def test_there_is_no_simulator_where_it_sits() -> None:
     with RemoteRouter(Looking) as router:
-        evaluate("smoke-cluster", "vllm-v1", router, **SHORT)
+        result = evaluate("smoke-cluster", "vllm-v1", router, **SHORT)
+    assert result.timings["router_decisions"] > 10, "it was asked, and found none"
 
 
 def test_a_policy_that_cannot_be_made(tmp_path: Path) -> None:
